@@ -1,0 +1,158 @@
+"""The catalogue: the factorial design and every name that a parameter file may use.
+
+The design is precision × augmentation. Each cell is an *experiment*; its row says how it is called, labelled, drawn and in which
+order it stands. The other tables name the data sets, precisions and augmentation levels, so that torch-free code can validate and
+label them; the tables that act on these names (``vitfp8.data``, ``vitfp8.precision``) refer to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One cell of the design precision × augmentation.
+
+    Attributes:
+        name: how files, folders and commands call it, e.g. ``BaseFP32``.
+        label: how a figure or table calls it, e.g. ``Baseline FP32``.
+        precision: a key of `PRECISIONS`.
+        augmentation: a key of `AUGMENTATION_LEVELS`. Note that "Augm" is a bundle: augmentation, weight decay, label smoothing,
+            gradient clipping and warm-up change together.
+        color: the colour of its curve and bar, as ``#rrggbb``.
+        linestyle: matplotlib's name of its line style, so that no figure depends on colour.
+        marker: matplotlib's name of its marker, for the same reason.
+        hatch: matplotlib's hatch of its bars, for the same reason.
+        core: whether it is one of the four that ``vitfp8 run`` executes when none is named.
+        notebook: the template that executes it, in ``notebooks/``.
+    """
+
+    name: str
+    label: str
+    precision: str
+    augmentation: str
+    color: str
+    linestyle: str
+    marker: str
+    hatch: str
+    core: bool = False
+    notebook: str = "train.ipynb"
+
+
+#: What "Augm" changes at once; said wherever the factor is named.
+AUGM_BUNDLE = "extended augmentation, stronger weight decay, label smoothing, gradient clipping and warm-up"
+
+_EXPERIMENTS = (
+    Experiment(name="BaseFP32", label="Baseline FP32", precision="fp32", augmentation="basic",
+               color="#e74c3c", linestyle="-", marker="o", hatch="", core=True),
+    Experiment(name="AugmFP32", label="Augmented FP32", precision="fp32", augmentation="extended",
+               color="#2ecc71", linestyle="--", marker="s", hatch="//", core=True),
+    Experiment(name="BaseFP16", label="Baseline FP16", precision="fp16", augmentation="basic",
+               color="#e67e22", linestyle="-.", marker="^", hatch="..", core=True),
+    Experiment(name="AugmFP16", label="Augmented FP16", precision="fp16", augmentation="extended",
+               color="#3498db", linestyle=":", marker="D", hatch="xx", core=True),
+)  # fmt: skip
+
+#: Experiment name → its row, in the order of every table and figure.
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({row.name: row for row in _EXPERIMENTS})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What is known of a data set before it is read.
+
+    Attributes:
+        name: the key that a parameter file uses.
+        label: how a figure or table calls it.
+        side: height and width of an image in pixels; None where the folder decides (then images are resized as they are read).
+        channels: colour channels, 1 or 3.
+        classes: number of classes; None where the folder decides.
+        flip_keeps_class: whether a horizontal flip leaves the class as it is (not for digits).
+        mean: mean of each channel over the training images, in [0, 1].
+        std: standard deviation of each channel, in the same unit.
+        needs_files: whether files must be there or be downloaded; False when it is embedded in a dependency.
+        source: where it comes from, for the reader.
+    """
+
+    name: str
+    label: str
+    side: int | None
+    channels: int
+    classes: int | None
+    flip_keeps_class: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    needs_files: bool
+    source: str
+
+
+_DATASETS = (
+    Dataset(name="digits", label="Digits", side=8, channels=1, classes=10, flip_keeps_class=False,
+            mean=(0.3053,), std=(0.3760,), needs_files=False,
+            source="scikit-learn's copy of the UCI optical recognition of handwritten digits, 1,797 images"),
+    Dataset(name="fashion_mnist", label="Fashion-MNIST", side=28, channels=1, classes=10, flip_keeps_class=True,
+            mean=(0.2860,), std=(0.3530,), needs_files=True, source="Xiao et al. 2017, arXiv 1708.07747"),
+    Dataset(name="cifar10", label="CIFAR-10", side=32, channels=3, classes=10, flip_keeps_class=True,
+            mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), needs_files=True, source="Krizhevsky 2009"),
+    Dataset(name="cifar100", label="CIFAR-100", side=32, channels=3, classes=100, flip_keeps_class=True,
+            mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), needs_files=True, source="Krizhevsky 2009"),
+    Dataset(name="imagefolder", label="Image folder", side=None, channels=3, classes=None, flip_keeps_class=True,
+            mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), needs_files=True,
+            source="the user's own folder of class folders; mean and deviation are ImageNet's"),
+)  # fmt: skip
+
+#: Data set name → what is known of it.
+DATASETS: Mapping[str, Dataset] = MappingProxyType({row.name: row for row in _DATASETS})
+
+#: Augmentation level → what it does, for the reader. `vitfp8.data.AUGMENTATIONS` is the table that acts.
+AUGMENTATION_LEVELS: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "resize and normalise",
+        "basic": "resize, random crop with padding of an eighth of the side, horizontal flip where it keeps the class, normalise",
+        "extended": "as basic, then colour jitter, rotation by up to 15°, normalise, random erasing",
+    }
+)
+
+#: Precision → how a figure or table calls it. `vitfp8.precision.PRECISIONS` is the table that acts.
+PRECISIONS: Mapping[str, str] = MappingProxyType({"fp32": "FP32", "tf32": "TF32", "bf16": "BF16", "fp16": "FP16"})
+
+#: Other names of a precision that hands already know: Lightning's, torch's and the plain ones.
+PRECISION_ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "32-true": "fp32", "32": "fp32", "float32": "fp32",
+        "16-mixed": "fp16", "float16": "fp16", "half": "fp16",
+        "bf16-mixed": "bf16", "bfloat16": "bf16",
+    }
+)  # fmt: skip
+
+#: How the arithmetic may be had: `auto` is native where the device multiplies in the format, emulated otherwise.
+BACKENDS = ("auto", "native", "emulated")
+
+#: Where a training may run.
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+#: The states that a record can be in. Only `completed` runs enter a table of results.
+STATUSES = ("running", "completed", "interrupted", "diverged", "failed")
+
+
+def label_of(experiment: str) -> str:
+    """The display name of an experiment; the name itself where the catalogue does not know it.
+
+    Args:
+        experiment: an experiment's name, e.g. ``AugmFP16``.
+    """
+    row = EXPERIMENTS.get(experiment)
+    return row.label if row else experiment
+
+
+def catalogue_order(experiment: str) -> tuple[int, str]:
+    """Sort key: the catalogue's order first, then unknown names alphabetically.
+
+    Args:
+        experiment: an experiment's name.
+    """
+    names = list(EXPERIMENTS)
+    return (names.index(experiment), "") if experiment in EXPERIMENTS else (len(names), experiment)

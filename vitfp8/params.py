@@ -1,0 +1,515 @@
+"""RunParams: every parameter of a run; read, merge, refuse.
+
+A parameter file is flat YAML that states every field. Layers are laid over each other as papermill's repeated ``-f`` and
+``-p`` do (later wins), and the result is validated once. A refusal is one line that names the file, the line, the key, the value
+and a way out. The notebook validates with the same class, since papermill may be called alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vitfp8.catalog import AUGMENTATION_LEVELS, BACKENDS, DATASETS, DEVICES, EXPERIMENTS, PRECISION_ALIASES, PRECISIONS
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used; ``str(error)`` is one clear line with a way out.
+
+    The command line prints it and exits with status 2; a notebook shows it instead of a traceback.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints instead of a traceback (its protocol for exceptions that explain themselves)."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """``, did you mean …?`` when a known name is near, else a list of what is known.
+
+    Args:
+        name: what was given.
+        known: what there is.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+
+
+def _shown(value: object, limit: int = 60) -> str:
+    """A value as an error line shows it: on one line, bounded."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _number_from_text(value: object) -> object:
+    """Read ``1e-3`` as the number it is: YAML 1.1, and so papermill's ``-f``, makes it a string."""
+    if isinstance(value, str):
+        text = value.strip().replace("_", "")
+        try:
+            number = float(text)
+        except ValueError:
+            return value
+        if any(c in text for c in "eE.") and math.isfinite(number):
+            return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    return value
+
+
+def _whole_number(value: object) -> object:
+    """Accept ``2.0`` and ``1e2`` as whole numbers; refuse booleans, which Python counts as integers."""
+    value = _number_from_text(value)
+    if isinstance(value, bool):
+        raise ValueError("a whole number is expected, not true or false")
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _real_number(value: object) -> object:
+    """Accept whole numbers as real ones; refuse booleans."""
+    value = _number_from_text(value)
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true or false")
+    return float(value) if isinstance(value, int) and abs(value) < 2**1023 else value
+
+
+def _precision_name(value: object) -> object:
+    """Translate Lightning's and torch's names of a precision into the catalogue's."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        text = value.strip().lower()
+        return PRECISION_ALIASES.get(text, text)
+    return value
+
+
+_Int = Annotated[int, BeforeValidator(_whole_number), Field(strict=True)]
+_Float = Annotated[float, BeforeValidator(_real_number), Field(strict=True, allow_inf_nan=False)]
+_Text = Annotated[str, Field(strict=True, max_length=4000)]
+_Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=80)]
+_Flag = Annotated[bool, Field(strict=True)]
+
+
+@dataclass(frozen=True)
+class About:
+    """What is said of a field beside its type.
+
+    Attributes:
+        decides: whether it can change a run's numbers; only such fields make the identity of a run.
+        neutral: for a field that was added after the first release: the value that means "as before". Identities leave the
+            field out while it has this value, so that older records keep theirs.
+    """
+
+    decides: bool = True
+    neutral: object = ...
+
+
+_PLACE = About(decides=False)
+
+
+class RunParams(BaseModel):
+    """Every parameter of a training run, validated. Immutable; unknown keys are refused.
+
+    Units: seconds, fractions in [0, 1], pixels, images. ``None`` means "as the model, data set or machine says".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # What the run is for: shown beside its outcome.
+    experiment: Annotated[_Name, About()] = Field(description="name in the catalogue, e.g. BaseFP32")
+    variant: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.=+]*$", max_length=80), About()] = Field(
+        description="name of a control or of a point of a sweep; empty for the experiment itself"
+    )
+    question: Annotated[_Text, About(decides=False)] = Field(description="what this experiment asks")
+    expectation: Annotated[_Text, About(decides=False)] = Field(description="what is expected, said beforehand")
+
+    seed: Annotated[_Int, Field(ge=0, lt=2**31), About()] = Field(description="decides every random draw")
+
+    # Data
+    dataset: Annotated[str, Field(strict=True), About()] = Field(description="a data set's name")
+    data_dir: Annotated[_Text | None, _PLACE] = Field(description="folder with its files; null: look in the usual places")
+    download: Annotated[_Flag, _PLACE] = Field(description="may the data set be downloaded")
+    validation_fraction: Annotated[_Float, Field(gt=0, lt=0.5), About()] = Field(
+        description="part of the training images that is held out to choose the best epoch"
+    )
+    augmentation: Annotated[str, Field(strict=True), About()] = Field(description="none, basic or extended")
+    workers: Annotated[_Int, Field(ge=0, le=256), _PLACE] = Field(
+        description="processes that read images which do not fit into memory"
+    )
+
+    # Model
+    model: Annotated[_Text, About()] = Field(description="name of a timm Vision Transformer")
+    pretrained: Annotated[_Flag, About()] = Field(description="start from timm's trained weights")
+    pretrained_file: Annotated[_Text | None, About()] = Field(description="local file with these weights; null: timm's download")
+    image_size: Annotated[_Int, Field(ge=4, le=2048), About()] = Field(description="pixels; images are resized to it")
+    patch_size: Annotated[Annotated[_Int, Field(ge=1, le=512)] | None, About()] = Field(description="pixels of a patch")
+    embed_dim: Annotated[Annotated[_Int, Field(ge=1, le=16384)] | None, About()] = Field(description="width")
+    depth: Annotated[Annotated[_Int, Field(ge=1, le=256)] | None, About()] = Field(description="number of blocks")
+    num_heads: Annotated[Annotated[_Int, Field(ge=1, le=256)] | None, About()] = Field(description="attention heads")
+    in_channels: Annotated[Literal[1, 3] | None, BeforeValidator(_whole_number), About()] = Field(
+        description="colour channels that the model takes; null: the data set's"
+    )
+
+    # Training
+    epochs: Annotated[_Int, Field(ge=1, le=100_000), About()] = Field(description="passes over the training images")
+    batch_size: Annotated[_Int, Field(ge=1, le=1_000_000), About()] = Field(description="images a step")
+    micro_batch_size: Annotated[Annotated[_Int, Field(ge=1)] | None, About()] = Field(
+        description="images at once: gradients are accumulated over the batch; null: the whole batch"
+    )
+    learning_rate: Annotated[_Float, Field(gt=0, le=100), About()] = Field(description="AdamW's, at its peak")
+    weight_decay: Annotated[_Float, Field(ge=0, le=100), About()] = Field(
+        description="AdamW's; not on biases, norms, position and class embeddings"
+    )
+    warmup_fraction: Annotated[_Float, Field(ge=0, le=1), About()] = Field(
+        description="part of training with a linear warm-up; a cosine to zero follows"
+    )
+    label_smoothing: Annotated[_Float, Field(ge=0, lt=1), About()] = Field(description="Szegedy et al. 2016")
+    gradient_clip: Annotated[Annotated[_Float, Field(gt=0)] | None, About()] = Field(
+        description="largest gradient norm, after unscaling; null: no clipping"
+    )
+
+    # Arithmetic and machine
+    precision: Annotated[str, BeforeValidator(_precision_name), Field(strict=True), About()] = Field(
+        description="fp32, tf32, bf16 or fp16; Lightning's names are understood"
+    )
+    backend: Annotated[str, Field(strict=True), About()] = Field(
+        description="auto: native where the device multiplies in the format, emulated otherwise; native: or refuse; emulated"
+    )
+    loss_scale: Annotated[_Float, Field(gt=0, le=2.0**40), About()] = Field(
+        description="first loss scale of fp16; doubled after loss_scale_interval good steps, halved on overflow"
+    )
+    loss_scale_interval: Annotated[_Int, Field(ge=1), About()] = Field(description="good steps until it is doubled")
+    device: Annotated[str, Field(strict=True), About()] = Field(description="auto, cpu, cuda or mps")
+    threads: Annotated[Annotated[_Int, Field(ge=1, le=4096)] | None, About()] = Field(
+        description="processor threads; they decide the order of sums; null: as many as torch chooses"
+    )
+    deterministic: Annotated[_Flag, About()] = Field(description="only algorithms whose result repeats bit by bit")
+
+    # Records
+    checkpoint_every: Annotated[_Int, Field(ge=1), _PLACE] = Field(description="epochs between checkpoints that are kept")
+    monitor_interval: Annotated[_Float, Field(ge=0.1, le=3600), _PLACE] = Field(description="seconds between hardware samples")
+    powermetrics: Annotated[_Flag, _PLACE] = Field(description="on a Mac: ask powermetrics, which needs sudo")
+    run_folder: Annotated[_Text | None, _PLACE] = Field(
+        description="journal and checkpoints; null: a fresh folder (the runner says where)"
+    )
+
+    @model_validator(mode="after")
+    def _names_and_combinations(self) -> RunParams:
+        """Refuse names that no table knows and values that contradict each other."""
+        tables: tuple[tuple[str, Iterable[str]], ...] = (
+            ("experiment", EXPERIMENTS),
+            ("dataset", DATASETS),
+            ("augmentation", AUGMENTATION_LEVELS),
+            ("precision", PRECISIONS),
+            ("backend", BACKENDS),
+            ("device", DEVICES),
+        )
+        for key, known in tables:
+            if getattr(self, key) not in known:
+                raise KeyedError(key, f"unknown; {suggest(getattr(self, key), known)}")
+        if self.patch_size is not None and self.image_size % self.patch_size:
+            fitting = self.image_size // self.patch_size * self.patch_size or self.patch_size
+            raise KeyedError("image_size", f"is not divisible by patch_size {self.patch_size}; try image_size {fitting}")
+        if self.embed_dim is not None and self.num_heads is not None and self.embed_dim % self.num_heads:
+            raise KeyedError("embed_dim", f"is not divisible by num_heads {self.num_heads}")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise KeyedError("micro_batch_size", f"does not divide batch_size {self.batch_size}; take one that does")
+        if self.pretrained_file is not None and not self.pretrained:
+            raise KeyedError("pretrained_file", "is given, but pretrained is false; set pretrained: true or drop the file")
+        dataset = DATASETS[self.dataset]
+        if self.in_channels is not None and self.in_channels < dataset.channels:
+            raise KeyedError("in_channels", f"but {self.dataset} has {dataset.channels}; take {dataset.channels} or null")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """``<experiment>-s<seed>``, or ``<experiment>~<variant>-s<seed>``: how files call the run."""
+        variant = f"~{self.variant}" if self.variant else ""
+        return f"{self.experiment}{variant}-s{self.seed}"
+
+    def identity(self) -> dict[str, Any]:
+        """The values that decide the run's numbers: two runs with equal identities do the same arithmetic.
+
+        Values are compared, not files; a field that was added later is left out while it has its neutral value.
+        """
+        about = field_notes()
+        return {
+            key: value
+            for key, value in self.model_dump().items()
+            if about[key].decides and not (about[key].neutral is not ... and about[key].neutral == value)
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `identity` as canonical JSON, hexadecimal."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def field_notes() -> dict[str, About]:
+    """Field name → what is said of it: does it decide numbers, what is its neutral value."""
+    return {
+        name: next((note for note in info.metadata if isinstance(note, About)), About())
+        for name, info in RunParams.model_fields.items()
+    }
+
+
+class KeyedError(ValueError):
+    """A combination of values is refused; `key` is the one to change."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(why)
+        self.key = key
+
+
+# ------------------------------------------------------------------------------------------------ reading and merging
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some parameters and where they come from.
+
+    Attributes:
+        source: a file's path, ``-p``, or ``the notebook``.
+        values: key → value, as read.
+        lines: key → line in the file, from 1; empty where there are no lines.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        """``file:line`` of a key, as an error line begins."""
+        return f"{self.source}:{self.lines[key]}" if key in self.lines else self.source
+
+
+def read_layer(path: str | Path) -> Layer:
+    """Read a flat YAML file of parameters; nothing in it is executed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: it is missing, unreadable, empty, not flat, or states a key twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; check the name") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; give a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    return parse_layer(text, str(path))
+
+
+def parse_layer(text: str, source: str) -> Layer:
+    """Parse flat YAML text; see `read_layer`.
+
+    Args:
+        text: the YAML text.
+        source: the name that errors begin with.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{source}:{mark.line + 1}" if mark else source
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{place}: is not YAML ({problem[:150]}); write one 'key: value' a line") from None
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:150]
+        raise InputError(f"{source}: is not YAML ({reason}); write one 'key: value' a line") from None
+    if node is None:
+        raise InputError(f"{source}: is empty; state the parameters, one 'key: value' a line")
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{source}: is not a mapping; write one 'key: value' a line")
+    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+            raise InputError(f"{source}:{line}: a key must be a plain word; write one 'key: value' a line")
+        key = key_node.value
+        if key in values:
+            raise InputError(f"{source}:{line}: {_shown(key)} stands twice (first in line {lines[key]}); keep one")
+        values[key], lines[key] = _plain_value(value_node, f"{source}:{line}: {_shown(key)}"), line
+    return Layer(source, values, lines)
+
+
+def _plain_value(node: yaml.Node, place: str) -> Any:
+    """The value of a scalar or of a list of scalars; anything else, tags of other kinds included, is refused."""
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        return [_plain_value(item, place) for item in node.value]
+    if not isinstance(node, yaml.ScalarNode):
+        raise InputError(f"{place}: a nested value; parameter files are flat, write one 'key: value' a line")
+    loader = yaml.SafeLoader("")
+    try:
+        value = loader.construct_object(node)
+    except (yaml.YAMLError, ValueError, OverflowError):
+        raise InputError(f"{place}: {_shown(node.value)} with tag {node.tag} is not a plain value; quote it") from None
+    finally:
+        loader.dispose()
+    # dates and binary data are no parameters: keep the text that was written
+    return value if value is None or isinstance(value, (str, bool, int, float)) else node.value
+
+
+def parse_assignment(key: str, value: str) -> tuple[str, Any]:
+    """What ``-p KEY VALUE`` says, read as YAML reads it, so that ``-f`` and ``-p`` agree.
+
+    Args:
+        key: the parameter's name.
+        value: its value as typed.
+    """
+    if value.strip() == "":
+        return key, value
+    layer = parse_layer(f"value: {value}" if "\n" not in value else "", "-p " + key)
+    return key, layer.values["value"]
+
+
+def merge(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Lay parameters over each other; later wins, as with papermill's repeated ``-f`` and ``-p``."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer.values)
+    return merged
+
+
+def validate(layers: Sequence[Layer]) -> RunParams:
+    """Validate merged layers into `RunParams`.
+
+    Args:
+        layers: in the order in which they are laid over each other.
+
+    Raises:
+        InputError: one line that names the file, line, key, value and a way out, for the first thing that is wrong.
+    """
+    known = list(RunParams.model_fields)
+    for layer in layers:
+        for key in layer.values:
+            if key not in known:
+                raise InputError(f"{layer.where(key)}: unknown parameter {_shown(key)}; {suggest(key, known)}")
+    merged = merge(layers)
+    missing = [key for key in known if key not in merged]
+    if missing:
+        raise InputError(
+            f"{layers[0].source}: does not state {', '.join(missing)}; a parameter file is complete: add the missing "
+            "lines (params/BaseFP32.yaml has every one)"
+        )
+    try:
+        return RunParams(**merged)
+    except ValidationError as failure:
+        error = failure.errors(include_url=False)[0]
+        cause = error.get("ctx", {}).get("error")
+        key = cause.key if isinstance(cause, KeyedError) else str(error["loc"][0]) if error["loc"] else "parameters"
+        if isinstance(cause, KeyedError):
+            why = str(cause)
+        else:
+            why = str(cause) if isinstance(cause, ValueError) else _way_out(key, error["msg"])
+        place = next((layer.where(key) for layer in reversed(layers) if key in layer.values), layers[0].source)
+        raise InputError(f"{place}: {key}: {_shown(merged.get(key))}: {why}") from None
+
+
+def _way_out(key: str, message: str) -> str:
+    """Pydantic's message in our words, with what the field is."""
+    message = message.removeprefix("Input should be ").replace("a valid ", "a ")
+    return f"must be {message} ({RunParams.model_fields[key].description})"
+
+
+def describe_parameters() -> list[dict[str, Any]]:
+    """A row a field: name, what it is, whether it decides numbers. For documentation and for the notebook's table."""
+    notes = field_notes()
+    return [
+        {"name": name, "meaning": info.description, "decides_numbers": notes[name].decides}
+        for name, info in RunParams.model_fields.items()
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- in a notebook
+
+
+def _assignments(source: str) -> dict[str, Any] | None:
+    """Names and literals of a cell that does nothing but assign literals to names; None for any other cell."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+    values: dict[str, Any] = {}
+    for statement in body:
+        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
+            return None
+        try:
+            values[statement.targets[0].id] = ast.literal_eval(statement.value)
+        except (ValueError, TypeError, SyntaxError):
+            if not (isinstance(statement.value, ast.Call) and ast.unparse(statement.value.func) == "float"):
+                return None
+            values[statement.targets[0].id] = float(ast.literal_eval(statement.value.args[0]))
+    return values
+
+
+@dataclass(frozen=True)
+class NotebookParameters:
+    """What a notebook found in its parameter cells.
+
+    Attributes:
+        params: the validated parameters.
+        injected: names that were laid over the notebook's own, by papermill or by hand.
+        defaults_taken: names that kept the notebook's default although something was injected.
+    """
+
+    params: RunParams
+    injected: tuple[str, ...]
+    defaults_taken: tuple[str, ...]
+
+
+def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters:
+    """Validate the parameters of the running notebook: those of its parameters cell and those that papermill injected.
+
+    The cells that directly precede the calling one and only assign literals are the parameter cells; the first of them holds
+    the defaults. So a misspelt name is found although papermill injects it without a word.
+
+    Args:
+        cells: the sources of the executed cells, the calling one last; None asks IPython.
+
+    Raises:
+        InputError: a name is unknown, a value is refused, or there is no parameters cell.
+    """
+    if cells is None:
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        if shell is None:
+            raise InputError("from_notebook: is called outside a notebook; use vitfp8.params.validate")
+        cells = shell.user_ns["In"]
+    found: list[dict[str, Any]] = []
+    for source in reversed(cells[:-1]):
+        values = _assignments(source)
+        if values is None:
+            break
+        if values:
+            found.insert(0, values)
+        if "experiment" in values and len(values) >= len(RunParams.model_fields):
+            break
+    if not found:
+        raise InputError("the notebook: no parameters cell was executed before this one; run the notebook from its start")
+    defaults, *laid_over = found
+    layers = [Layer("the notebook's parameters cell", defaults)]
+    layers += [Layer("injected parameters", values) for values in laid_over]
+    injected = tuple(dict.fromkeys(name for values in laid_over for name in values))
+    params = validate(layers)
+    taken = tuple(name for name in defaults if name not in injected) if injected else ()
+    return NotebookParameters(params, injected, taken)

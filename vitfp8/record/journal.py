@@ -1,0 +1,198 @@
+"""The journal of a running run: where truth lives until the notebook is written, and its projection into the notebook.
+
+The journal is ``journal.jsonl`` in the run folder: one JSON object a line, appended and flushed to disk. Folding its events gives
+the record. The notebook shows the same record in one display that is updated by its id. Whoever trains holds ``run.lock``;
+the operating system releases it when the process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vitfp8.params import InputError
+from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _json_safe
+
+JOURNAL = "journal.jsonl"
+LOCK = "run.lock"
+
+
+def now() -> str:
+    """The present time, ISO 8601 with zone, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def is_live(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder.
+
+    Args:
+        folder: the run folder; it need not exist.
+    """
+    lock_file = folder / LOCK
+    try:
+        if not lock_file.is_file():
+            return False
+        lock = FileLock(lock_file)
+        lock.acquire(timeout=0)
+        lock.release()
+        return False
+    except Timeout:
+        return True
+    except OSError:
+        return False  # a copy on a read-only medium: nobody trains there
+
+
+def record_from_journal(folder: Path) -> RunRecord | None:
+    """Fold the events of a run folder's journal into its record; None when there is no readable journal.
+
+    A torn last line (the process died while writing) is passed over.
+
+    Args:
+        folder: the run folder.
+    """
+    try:
+        lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    values: dict[str, Any] | None = None
+    for line in lines:
+        try:
+            event = _json_back(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(event, dict):
+            continue
+        if "begin" in event:
+            values = event["begin"]
+        elif values is not None:
+            values.update(event.get("set", {}))
+            if "epoch" in event:
+                done = [row for row in values.get("history", []) if row["epoch"] < event["epoch"]["epoch"]]
+                values["history"] = [*done, event["epoch"]]
+            if "rewind" in event:
+                values["history"] = [row for row in values.get("history", []) if row["epoch"] <= event["rewind"]]
+    try:
+        return RunRecord.model_validate(values) if values else None
+    except ValueError:
+        return None
+
+
+class RunJournal:
+    """Writes a run's journal and keeps the notebook's display of the record current.
+
+    Use as a context manager: on entering it takes the run folder's lock, on leaving it releases it.
+
+    Args:
+        folder: the run folder; made when it is not there.
+        record: the record as it is known at the start.
+        show: whether to display the record in the running notebook.
+
+    Raises:
+        InputError: another process trains in this folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, record: RunRecord, *, show: bool = True) -> None:
+        self.folder = folder
+        self.record = record
+        self._show = show
+        self._display: Any = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / LOCK)
+            self._lock.acquire(timeout=5)
+        except Timeout:
+            raise InputError(
+                f"run_folder: {str(folder)!r}: another process trains in it; wait for it, or give another folder"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"run_folder: {str(folder)!r}: cannot be written ({error.strerror}); check permissions and disk space"
+            ) from None
+        self.record.run_folder = str(folder.resolve())
+
+    def __enter__(self) -> RunJournal:
+        """Write the first event and show the record."""
+        self._append({"begin": self.record.model_dump(mode="python")})
+        self.publish()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Say how it ended when nobody has said so yet, then release the lock."""
+        if kind is not None and self.record.status == "running":
+            interrupted = issubclass(kind, KeyboardInterrupt)
+            reason = "interrupted by the user" if interrupted else f"{kind.__name__}: {error}".splitlines()[0][:500]
+            with suppress(OSError):
+                self.update(status="interrupted" if interrupted else "failed", reason=reason, finished=now())
+        self._lock.release()
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of the record, write them to the journal and show them.
+
+        Args:
+            **fields: attributes of `RunRecord`, as their types or as plain values.
+        """
+        for key, value in fields.items():
+            setattr(self.record, key, value)
+        dumped = self.record.model_dump(mode="python", include=set(fields))
+        self._append({"set": dumped})
+        self.publish()
+
+    def epoch(self, row: EpochRow, progress: dict[str, Any]) -> None:
+        """Add an epoch's row.
+
+        Args:
+            row: the epoch's figures.
+            progress: how far the run has come: ``epoch``, ``epochs``, ``step``.
+        """
+        self.record.history = [old for old in self.record.history if old.epoch < row.epoch] + [row]
+        self.record.progress = progress
+        self._append({"epoch": row.model_dump(mode="python"), "set": {"progress": progress}})
+        self.publish()
+
+    def rewind(self, epoch: int) -> None:
+        """Forget the rows after `epoch`: a resumed run goes on from there."""
+        self.record.history = [row for row in self.record.history if row.epoch <= epoch]
+        self._append({"rewind": epoch})
+
+    def publish(self) -> None:
+        """Show the record in the notebook, or update what is shown; nothing outside a notebook."""
+        if not self._show:
+            return
+        from IPython.core.getipython import get_ipython
+        from IPython.display import display
+
+        if get_ipython() is None:
+            return
+        # text/plain goes with every update: without it HTML and LaTeX exports drop the output with a warning
+        data = {RECORD_MIME: self.record.to_payload(), "text/plain": self.summary_line()}
+        if self._display is None:
+            self._display = display(data, raw=True, display_id=True)
+        else:
+            self._display.update(data, raw=True)
+
+    def summary_line(self) -> str:
+        """The record on one line, as readers without our MIME type see it."""
+        record = self.record
+        parts = [f"vitfp8 record: {record.run_name}", record.status]
+        if record.progress:
+            parts.append(f"epoch {record.progress.get('epoch', 0)} of {record.progress.get('epochs', '?')}")
+        if record.metrics.test_acc is not None:
+            parts.append(f"test accuracy {100 * record.metrics.test_acc:.2f} %")
+        if record.reason:
+            parts.append(record.reason)
+        return " · ".join(parts)
+
+    def _append(self, event: dict[str, Any]) -> None:
+        """Append one event and wait until it is on disk."""
+        line = json.dumps(_json_safe({"time": now(), **event}), separators=(",", ":"), allow_nan=False)
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())

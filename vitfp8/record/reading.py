@@ -1,0 +1,247 @@
+"""Reading records back: from one notebook, or a study's folder as tables. Needs neither torch nor nbformat.
+
+What the notebook says is completed by what became known afterwards: while a run's status is ``running``, its journal is newer than
+the notebook; and without a live lock it is not running but interrupted. The run log beside the notebook says what the runner
+found (a kernel that died) and holds dated notes.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from vitfp8.catalog import catalogue_order
+from vitfp8.params import InputError
+from vitfp8.record.journal import is_live, record_from_journal
+from vitfp8.record.schema import RECORD_MIME, RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class RecordError(InputError):
+    """A notebook's record is missing or damaged; the message names the file."""
+
+
+#: Notebook metadata key that tells "not a run" (an analysis) from "a run whose record is missing".
+MARKER = "vitfp8"
+
+
+def read_payload(path: Path) -> dict[str, Any] | None:
+    """The payload of the last record that stands in a notebook; None when the notebook is marked as no run.
+
+    Args:
+        path: an executed notebook.
+
+    Raises:
+        RecordError: the file is missing, no notebook, or holds no record.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"{path}: there is no such notebook; `vitfp8 runs` lists what there is") from None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise RecordError(f"{path}: is not a notebook (no valid JSON); run it again") from None
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
+        raise RecordError(f"{path}: is not a notebook; run it again")
+    metadata = notebook.get("metadata")
+    marker = metadata.get(MARKER) if isinstance(metadata, dict) else None
+    if isinstance(marker, dict) and marker.get("kind") not in (None, "run"):
+        return None
+    for cell in reversed(notebook["cells"]):
+        for output in reversed(cell.get("outputs") or []) if isinstance(cell, dict) else ():
+            data = output.get("data") if isinstance(output, dict) else None
+            if isinstance(data, dict) and RECORD_MIME in data:
+                payload = data[RECORD_MIME]
+                if isinstance(payload, list):  # nbformat may split strings into lines; a record is an object
+                    raise RecordError(f"{path}: its record is damaged (a list); run it again")
+                return payload
+    raise RecordError(f"{path}: holds no record: it ended before its record began, or is no run; run it again")
+
+
+def _run_log(path: Path) -> list[dict[str, Any]]:
+    """Events of the run log beside a notebook; a torn or damaged line is passed over."""
+    log = path.with_suffix("").with_name(path.stem + ".log.jsonl")
+    events = []
+    if log.is_file():
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                events.append(event)
+    return events
+
+
+def append_to_run_log(path: Path, event: dict[str, Any]) -> None:
+    """Append one event to the run log beside a notebook.
+
+    Args:
+        path: the executed notebook (which may not exist yet).
+        event: JSON-able; ``time`` (ISO 8601) and ``event`` (``failed``, ``interrupted``, ``note``) say what it is.
+    """
+    log = path.with_name(path.stem + ".log.jsonl")
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+
+def read_record(path: str | Path) -> RunRecord:
+    """Read the record of an executed notebook, completed by its journal and run log.
+
+    Args:
+        path: ``executed/<study>/<run>.ipynb``.
+
+    Raises:
+        RecordError: one line that names the file, when there is no readable record.
+    """
+    path = Path(path)
+    folder = path.with_suffix("")
+    record: RunRecord | None = None
+    problem: RecordError | None = None
+    try:
+        payload = read_payload(path)
+        if payload is None:
+            raise RecordError(f"{path}: is marked as no run (an analysis); it has no record")
+        record = RunRecord.from_payload(payload)
+    except RecordError as error:
+        problem = error
+    except (ValueError, ValidationError, AttributeError, KeyError, TypeError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = RecordError(f"{path}: its record cannot be read ({why}); run it again")
+    if record is None or record.status == "running":
+        journal = record_from_journal(folder)
+        if journal is not None and (record is None or journal.provenance.get("run_id") == record.provenance.get("run_id")):
+            record = journal
+    if record is None:
+        assert problem is not None
+        raise problem
+    where = [folder] + ([Path(record.run_folder)] if record.run_folder else [])
+    if record.status == "running" and not any(is_live(place) for place in where):
+        record.status, record.reason = "interrupted", record.reason or "no process holds the run's lock any more"
+    for event in _run_log(path):
+        if event.get("event") == "note":
+            record.notes.append({key: event.get(key) for key in ("time", "text")})
+        elif event.get("event") == "failed" and record.status in ("running", "interrupted"):
+            # only what happened to this execution counts, not to an earlier one
+            if not record.started or str(event.get("time", "")) >= record.started:
+                record.status, record.reason = "failed", str(event.get("reason", ""))
+    return record
+
+
+def load_records(folder: str | Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
+    """Every record of a study's folder, in the catalogue's order, and one line for each notebook that cannot be read.
+
+    Args:
+        folder: ``executed/<study>``.
+
+    Returns:
+        ``(path, record)`` pairs, and problems, each naming its file.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder of runs; `vitfp8 runs` lists the studies")
+    found: list[tuple[Path, RunRecord]] = []
+    problems: list[str] = []
+    for path in sorted(folder.glob("*.ipynb")):
+        try:
+            if read_payload(path) is None:
+                continue
+        except RecordError:
+            pass  # its journal may know more: read_record decides
+        try:
+            found.append((path, read_record(path)))
+        except RecordError as error:
+            problems.append(str(error))
+    for journal in sorted(folder.glob("*/journal.jsonl")):
+        if journal.parent.with_suffix(".ipynb").name not in {path.name for path, _ in found}:
+            notebook = journal.parent.with_name(journal.parent.name + ".ipynb")
+            if not notebook.exists() and (record := record_from_journal(journal.parent)) is not None:
+                if record.status == "running" and not is_live(journal.parent):
+                    record.status = "interrupted"
+                found.append((notebook, record))
+    found.sort(key=lambda pair: (catalogue_order(pair[1].experiment), pair[1].variant, pair[1].seed or 0))
+    return found, problems
+
+
+def _run_row(path: Path, record: RunRecord) -> dict[str, Any]:
+    """One row of `load_runs`."""
+    precision = record.precision
+    return {
+        "run": path.stem,
+        "experiment": record.experiment,
+        "variant": record.variant,
+        "seed": record.seed,
+        "status": record.status,
+        "reason": record.reason,
+        "origin": record.origin,
+        "precision": precision.effective if precision else record.parameters.get("precision"),
+        "precision_requested": precision.requested if precision else record.parameters.get("precision"),
+        "backend": precision.backend if precision else None,
+        "augmentation": record.parameters.get("augmentation"),
+        "dataset": record.data.get("name") or record.parameters.get("dataset"),
+        "model": record.model.get("name") or record.parameters.get("model"),
+        "device": record.provenance.get("device"),
+        **{key: value for key, value in record.metrics.model_dump().items() if not isinstance(value, (dict, list))},
+        "epochs_done": record.progress.get("epoch"),
+        **{key: value for key, value in record.hardware.summary.items() if not isinstance(value, (dict, list))},
+        "parameters_digest": record.parameters_digest,
+        "code_digest": record.provenance.get("code_digest"),
+        "data_digest": record.data.get("digest"),
+        "started": record.started,
+        "path": str(path),
+    }
+
+
+def _history_rows(path: Path, record: RunRecord) -> list[dict[str, Any]]:
+    """The rows of `load_history` that one run gives."""
+    identity = {"run": path.stem, "experiment": record.experiment, "variant": record.variant, "seed": record.seed}
+    return [{**identity, **row.model_dump()} for row in record.history]
+
+
+def load_runs(folder: str | Path) -> pd.DataFrame:
+    """A table with a row a run: what it is, how it ended, its final figures (fractions, seconds) and digests.
+
+    ``frame.attrs["problems"]`` lists the notebooks that could not be read, which are also warned about.
+
+    Args:
+        folder: ``executed/<study>``.
+    """
+    columns = ["run", "experiment", "variant", "seed", "status", "origin", "precision", "backend", "augmentation", "epochs"]
+    return _table(folder, lambda path, record: [_run_row(path, record)], columns)
+
+
+def load_history(folder: str | Path) -> pd.DataFrame:
+    """A table with a row a run and epoch; see `vitfp8.record.EpochRow` for columns and units.
+
+    Args:
+        folder: ``executed/<study>``.
+    """
+    return _table(folder, _history_rows, ["run", "experiment", "variant", "seed", "epoch"])
+
+
+def _table(
+    folder: str | Path, rows_of: Callable[[Path, RunRecord], list[dict[str, Any]]], columns_if_empty: list[str]
+) -> pd.DataFrame:
+    """Records as a table; `rows_of` gives each record's rows."""
+    import pandas as pd
+
+    found, problems = load_records(folder)
+    for problem in problems:
+        warnings.warn(problem, stacklevel=3)
+    rows = [row for path, record in found for row in rows_of(path, record)]
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns_if_empty)
+    if "seed" in frame:
+        frame["seed"] = frame["seed"].astype("Int64")
+    frame.attrs["problems"] = problems
+    return frame

@@ -1,0 +1,338 @@
+"""The record of a run: its types, its payload in a notebook, and its digests.
+
+A payload is JSON: a small readable header, and the bulky arrays (history, hardware samples, per-image predictions, numeric
+health) as one base64 string of zlib-compressed JSON, because nbformat writes one number a line. A reader needs Python's standard
+library only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import zlib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: The MIME type under which a record stands in an executed notebook.
+RECORD_MIME = "application/vnd.vitfp8.record+json"
+
+#: Version of the payload's layout; a reader takes every version up to its own.
+SCHEMA_VERSION = 1
+
+Status = Literal["running", "completed", "interrupted", "diverged", "failed"]
+
+#: A decompressed payload beyond this is refused: a record of a long run has a few megabytes.
+LARGEST_BULK_BYTES = 512 * 1024 * 1024
+
+
+class _Part(BaseModel):
+    """A part of a record: keys of later versions are kept, not refused."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class EpochRow(_Part):
+    """What one epoch brought. Losses and accuracies are means over images; accuracies are fractions.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean over the augmented training images as they were trained on (with label smoothing).
+        train_acc: accuracy on the same, while training.
+        clean_train_loss: mean over a fixed clean subset of the training images, evaluation mode, without smoothing.
+        clean_train_acc: accuracy on the same; the generalisation gap compares it with `val_acc`.
+        val_loss: mean over the validation images, without smoothing.
+        val_acc: accuracy on the same.
+        learning_rate: of the epoch's last step.
+        epoch_seconds: training and validation together.
+        train_seconds: training alone, without the first, slower steps' correction.
+        images_per_second: training images ÷ training seconds.
+        grad_norm: mean gradient norm before clipping over the steps that were not skipped.
+        loss_scale: of FP16 at the epoch's end; None without loss scaling.
+        skipped_steps: optimizer steps skipped in this epoch because a gradient overflowed.
+    """
+
+    epoch: int
+    train_loss: float | None = None
+    train_acc: float | None = None
+    clean_train_loss: float | None = None
+    clean_train_acc: float | None = None
+    val_loss: float | None = None
+    val_acc: float | None = None
+    learning_rate: float | None = None
+    epoch_seconds: float | None = None
+    train_seconds: float | None = None
+    images_per_second: float | None = None
+    grad_norm: float | None = None
+    loss_scale: float | None = None
+    skipped_steps: int | None = None
+
+
+#: The columns of an epoch that a repeat on the same machine must reproduce bit by bit; the others are time.
+DETERMINISTIC_COLUMNS = (
+    "epoch", "train_loss", "train_acc", "clean_train_loss", "clean_train_acc", "val_loss", "val_acc", "learning_rate", "grad_norm",
+    "loss_scale", "skipped_steps",
+)  # fmt: skip
+
+
+class LayerPrecision(_Part):
+    """What became of one layer: its name, its type, the format of its products, and why.
+
+    `format` is that of the operands of its products; `converted` says whether that is the format that was asked for.
+    """
+
+    name: str
+    type: str
+    format: str
+    converted: bool
+    reason: str | None = None
+
+
+class Precision(_Part):
+    """Requested and effective precision.
+
+    Attributes:
+        requested: as the parameters say.
+        effective: format of the products that really ran.
+        backend: ``native`` or ``emulated``: who multiplies.
+        reason: why this backend.
+        product_dtype: the dtype in which the products are computed, e.g. ``float32`` for FP16 on the grid.
+        evaluation: precision of validation and test.
+        loss_scaling: ``dynamic`` or None.
+        switches: global switches that decide what "FP32" is, e.g. TF32.
+        layers: one row a layer with products.
+    """
+
+    requested: str
+    effective: str
+    backend: str
+    reason: str = ""
+    product_dtype: str | None = None
+    evaluation: str | None = None
+    loss_scaling: str | None = None
+    switches: dict[str, Any] = Field(default_factory=dict)
+    layers: list[LayerPrecision] = Field(default_factory=list)
+
+
+class Metrics(_Part):
+    """Final figures of a run; fractions, seconds, images. None: not known (yet).
+
+    ``test_acc`` is the primary endpoint: the last epoch's weights. ``best_test_acc`` has the weights of the best validation
+    epoch. The generalisation gap is `final_train_acc` − `final_val_acc`, the former on the clean subset.
+    """
+
+    epochs: int | None = None
+    best_epoch: int | None = None
+    best_val_acc: float | None = None
+    final_train_acc: float | None = None
+    final_val_acc: float | None = None
+    generalization_gap: float | None = None
+    final_train_loss: float | None = None
+    final_val_loss: float | None = None
+    test_acc: float | None = None
+    test_loss: float | None = None
+    best_test_acc: float | None = None
+    best_test_loss: float | None = None
+    train_seconds: float | None = None
+    epoch_seconds_mean: float | None = None
+    epoch_seconds_sd: float | None = None
+    images_per_second: float | None = None
+    skipped_steps: int | None = None
+
+
+class Hardware(_Part):
+    """What the monitors saw: a flat summary and columns of samples; None was not measured."""
+
+    summary: dict[str, Any] = Field(default_factory=dict)
+    samples: dict[str, list[Any]] = Field(default_factory=dict)
+
+
+class RunRecord(_Part):
+    """The versioned, typed result of a run.
+
+    Attributes:
+        schema_version: layout of the payload.
+        experiment: name in the catalogue.
+        variant: control or point of a sweep; empty for the experiment itself.
+        seed: None only for imported runs.
+        origin: ``run`` or ``imported``.
+        status: see DESIGN; the record decides, not papermill's metadata.
+        reason: why it diverged, failed or was interrupted.
+        question: what the experiment asks.
+        expectation: what was expected beforehand.
+        parameters: every parameter.
+        parameters_digest: SHA-256 of those that decide numbers.
+        defaults_taken: parameters that the notebook took from its defaults although others were injected.
+        precision: requested and effective.
+        model: name, parameters (number), flops_per_image, …
+        data: name, sizes, digest, …
+        provenance: commit, dirty, patch, versions, machine, code_digest, …
+        started, finished: ISO 8601 times with zone.
+        run_folder: where journal and checkpoints were.
+        progress: epoch, epochs, step: how far it came.
+        metrics: final figures.
+        hardware: monitors' summary and samples.
+        history: a row an epoch.
+        predictions: per-image classes on the test set: ``labels``, ``last``, ``best``.
+        health: numeric health, in columns.
+        checkpoints: name → SHA-256 of the weights' file.
+        deterministic: ``promised`` (bool), ``level`` (text), ``digest`` of the part that a repeat reproduces.
+        notes: dated notes, merged from the run log.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str = "run"
+    experiment: str
+    variant: str = ""
+    seed: int | None = None
+    origin: Literal["run", "imported"] = "run"
+    status: Status = "running"
+    reason: str | None = None
+    question: str = ""
+    expectation: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters_digest: str | None = None
+    defaults_taken: list[str] = Field(default_factory=list)
+    precision: Precision | None = None
+    model: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    started: str | None = None
+    finished: str | None = None
+    run_folder: str | None = None
+    progress: dict[str, Any] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=Metrics)
+    hardware: Hardware = Field(default_factory=Hardware)
+    history: list[EpochRow] = Field(default_factory=list)
+    predictions: dict[str, list[int]] = Field(default_factory=dict)
+    health: dict[str, Any] = Field(default_factory=dict)
+    checkpoints: dict[str, str] = Field(default_factory=dict)
+    deterministic: dict[str, Any] = Field(default_factory=dict)
+    notes: list[dict[str, Any]] = Field(default_factory=list)
+
+    @property
+    def run_name(self) -> str:
+        """``<experiment>[~<variant>]-s<seed>``; imported runs without a seed have none."""
+        variant = f"~{self.variant}" if self.variant else ""
+        return f"{self.experiment}{variant}" + (f"-s{self.seed}" if self.seed is not None else "-imported")
+
+    def deterministic_part(self) -> dict[str, Any]:
+        """What a repeat with the same parameters on the same kind of machine reproduces bit by bit."""
+        return {
+            "parameters": self.parameters_digest,
+            "data": self.data.get("digest"),
+            "history": [{key: getattr(row, key) for key in DETERMINISTIC_COLUMNS} for row in self.history],
+            "metrics": {
+                key: getattr(self.metrics, key)
+                for key in ("best_epoch", "best_val_acc", "final_train_acc", "final_val_acc", "test_acc", "test_loss",
+                            "best_test_acc", "best_test_loss")
+            },
+            "predictions": self.predictions,
+            "status": self.status,
+        }  # fmt: skip
+
+    def to_payload(self) -> dict[str, Any]:
+        """The JSON-able payload that a notebook carries: header, and the bulky parts compressed."""
+        values = self.model_dump(mode="python")
+        bulk = {key: values.pop(key) for key in _BULKY}
+        bulk["hardware_samples"] = values["hardware"].pop("samples")
+        if values["precision"] is not None:
+            bulk["precision_layers"] = values["precision"].pop("layers")
+        bulk["history"] = _columns(bulk["history"])
+        header: dict[str, Any] = _json_safe(values)
+        header["bulk"] = compress(bulk)
+        return header
+
+    @classmethod
+    def from_payload(cls, payload: dict[str, Any]) -> RunRecord:
+        """Read a payload back.
+
+        Args:
+            payload: what `to_payload` made, perhaps by an earlier version.
+
+        Raises:
+            ValueError: it is no record, is damaged, or comes from a later version.
+        """
+        if not isinstance(payload, dict) or "schema_version" not in payload:
+            raise ValueError("the record has no schema_version")
+        if not isinstance(payload["schema_version"], int) or payload["schema_version"] > SCHEMA_VERSION:
+            raise ValueError(
+                f"the record has schema version {payload['schema_version']!r}, this vitfp8 reads up to {SCHEMA_VERSION}: update vitfp8"
+            )
+        values: dict[str, Any] = _json_back({key: value for key, value in payload.items() if key != "bulk"})
+        bulk = expand(payload["bulk"]) if payload.get("bulk") else {}
+        values.update({key: bulk[key] for key in _BULKY if key in bulk})
+        values["history"] = _rows(values.get("history", {}))
+        values.setdefault("hardware", {})["samples"] = bulk.get("hardware_samples", {})
+        if values.get("precision"):
+            values["precision"]["layers"] = bulk.get("precision_layers", [])
+        return cls.model_validate(values)
+
+
+_BULKY = ("history", "predictions", "health")
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256, hexadecimal, of a JSON-able value in canonical form (sorted keys, shortest round-trip floats)."""
+    text = json.dumps(_json_safe(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def compress(value: Any) -> str:
+    """A JSON-able value as base64 of zlib-compressed JSON text."""
+    text = json.dumps(_json_safe(value), separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
+
+
+def expand(text: str) -> Any:
+    """The inverse of `compress`.
+
+    Raises:
+        ValueError: the text is damaged, or would expand beyond `LARGEST_BULK_BYTES`.
+    """
+    try:
+        decoder = zlib.decompressobj()
+        data = decoder.decompress(base64.b64decode(text, validate=True), LARGEST_BULK_BYTES)
+        if decoder.unconsumed_tail:
+            raise ValueError("the compressed part of the record is unreasonably large")
+        return _json_back(json.loads(data))
+    except (zlib.error, TypeError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"the compressed part of the record is damaged ({error})") from None
+
+
+def _json_safe(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they travel as marked strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": repr(value)}
+    if isinstance(value, dict):
+        return {str(key): _json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_safe(item) for item in value]
+    return value
+
+
+def _json_back(value: Any) -> Any:
+    """The inverse of `_json_safe`."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("nan", "inf", "-inf"):
+            return float(value["__float__"])
+        return {key: _json_back(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json_back(item) for item in value]
+    return value
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as columns: shorter, and one string compresses better."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return {key: [row.get(key) for row in rows] for key in keys}
+
+
+def _rows(columns: dict[str, list[Any]] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Columns as rows; rows are left as they are."""
+    if isinstance(columns, list):
+        return columns
+    count = max((len(column) for column in columns.values()), default=0)
+    return [{key: column[i] for key, column in columns.items() if i < len(column)} for i in range(count)]
