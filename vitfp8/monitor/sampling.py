@@ -1,0 +1,439 @@
+"""How samples are taken, kept small and summarised, whatever it is that they measure.
+
+A *probe* measures one thing (the load, a GPU). A `ProbeSet` opens and reads several and switches off those that fail.
+A `Monitor` reads a `ProbeSet` at a steady interval from a thread and keeps columns of samples and a running summary.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+Value = float | int | bool | str | None
+Row = dict[str, Value]
+
+THERMAL_LEVELS = ("nominal", "moderate", "heavy", "trapping", "sleeping")
+"""Thermal pressure in rising order, by the names of macOS (``OSThermalNotification.h``). From ``heavy`` on the system
+slows the processor down; Linux and Intel Macs tell only that, so there a slowed processor is ``heavy``."""
+
+THROTTLED_LEVELS = THERMAL_LEVELS[2:]
+
+_LOG = logging.getLogger("vitfp8.monitor")
+_SAID: set[str] = set()
+
+
+def say_once(message: str, level: int) -> None:
+    """Log a message once in the life of the process, however many runs it holds.
+
+    Args:
+        message: one line.
+        level: of `logging`.
+    """
+    if message not in _SAID:
+        _SAID.add(message)
+        _LOG.log(level, message)
+
+
+class UnavailableError(Exception):
+    """This machine, or this user, cannot measure that; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Energy that a probe saw since it was opened.
+
+    Attributes:
+        joules: in joules.
+        source: ``measured`` (a hardware counter) or ``estimated`` (a model of the chip, or an integral of power).
+        covers: which part of the machine, for instance ``GPU``.
+    """
+
+    joules: float
+    source: str
+    covers: str
+
+
+class Probe:
+    """One source of readings: opened once, read once a sample, closed once.
+
+    Attributes:
+        name: what it measures, in a word; the key of its reason where it has no columns.
+        columns: the columns that it fills.
+        optional: its columns exist only where it could be opened.
+        unavailable: column → reason, for the columns that could not be measured although the probe works.
+        energy: what was consumed since `open`, None where that is not measured.
+        facts: further entries for the summary, for instance the name of the device.
+    """
+
+    name = ""
+    columns: tuple[str, ...] = ()
+    optional = False
+
+    def __init__(self) -> None:
+        self.unavailable: dict[str, str] = {}
+        self.energy: Energy | None = None
+        self.facts: Row = {}
+
+    def open(self) -> None:
+        """Acquire what reading needs.
+
+        Raises:
+            UnavailableError: when the machine does not tell (any other exception counts as a failure).
+        """
+
+    def read(self) -> Row:
+        """Current values by column; a column that is left out or None was not measured."""
+        return {}
+
+    def close(self) -> None:
+        """Release what `open` acquired."""
+
+
+class ProbeSet:
+    """Several probes read as one row; a probe that fails is switched off and its reason kept, nothing is raised.
+
+    Args:
+        probes: where two fill the same column, the later one wins.
+
+    Attributes:
+        columns: of a row, in order; fixed by `open`.
+        unavailable: column or probe → why it is not measured.
+    """
+
+    def __init__(self, probes: Sequence[Probe]) -> None:
+        self.columns: tuple[str, ...] = ()
+        self.unavailable: dict[str, str] = {}
+        self._probes = list(probes)
+        self._working: list[Probe] = []
+
+    def open(self) -> None:
+        """Open every probe and settle which columns there are."""
+        columns: dict[str, None] = {}
+        for probe in self._probes:
+            try:
+                probe.open()
+            except Exception as error:
+                self._give_up(probe, error)
+                if probe.optional:
+                    continue
+            else:
+                self._working.append(probe)
+            columns |= dict.fromkeys(probe.columns)
+        self.columns = tuple(columns)
+
+    def read(self) -> Row:
+        """One value a column, None where it was not measured."""
+        row: Row = dict.fromkeys(self.columns)
+        for probe in tuple(self._working):
+            try:
+                reading = probe.read()
+            except Exception as error:
+                self._working.remove(probe)
+                probe.energy = None  # a part of a run's energy would be read as the whole
+                self._give_up(probe, error)
+                self._close(probe)
+                continue
+            row |= {name: value for name, value in reading.items() if name in row and _told(value)}
+        return row
+
+    def close(self) -> None:
+        """Close every probe that is still open."""
+        while self._working:
+            self._close(self._working.pop())
+
+    def energies(self) -> list[Energy]:
+        """What the probes consumed since `open`, one entry a part of the machine."""
+        return [probe.energy for probe in self._probes if probe.energy is not None]
+
+    def reasons(self) -> dict[str, str]:
+        """Column or probe → why it is not measured, those of single columns included."""
+        reasons = dict(self.unavailable)
+        for probe in self._probes:
+            reasons |= probe.unavailable
+        return reasons
+
+    def facts(self) -> Row:
+        """What the probes know beside their columns."""
+        return {name: value for probe in self._probes for name, value in probe.facts.items()}
+
+    def _give_up(self, probe: Probe, error: Exception) -> None:
+        """Note why a probe is switched off: expected where a machine lacks the sensor, a warning otherwise."""
+        reason = str(error) or type(error).__name__
+        expected = isinstance(error, UnavailableError)
+        if not expected:
+            reason = f"{type(error).__name__}: {reason}"
+        names = (probe.name,) if probe.optional or not probe.columns else probe.columns
+        self.unavailable |= dict.fromkeys(names, reason)
+        say_once(f"{probe.name} is not measured: {reason}", logging.INFO if expected else logging.WARNING)
+
+    @staticmethod
+    def _close(probe: Probe) -> None:
+        """Close one probe; it was being given up anyway, so that a failure only goes to the log."""
+        try:
+            probe.close()
+        except Exception as error:
+            _LOG.debug("closing %s: %s", probe.name, error)
+
+
+def _told(value: Value) -> bool:
+    """Whether a reading is one: JSON knows no NaN, and None was not measured."""
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+class _Statistics:
+    """Number, sum and greatest of a column, over every sample taken (more than are kept)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.greatest: Value = None
+
+    def add(self, value: Value) -> None:
+        """Count a value in its column's unit; None is not counted."""
+        if value is None:
+            return
+        self.count += 1
+        if isinstance(value, str):
+            self.greatest = max((value, self.greatest), key=_thermal_rank)
+            return
+        self.total += value
+        if self.greatest is None or value > self.greatest:  # type: ignore[operator]
+            self.greatest = value
+
+    def mean(self) -> float | None:
+        """Arithmetic mean in the column's unit (of a flag: the fraction of samples); None without a number."""
+        if not self.count or isinstance(self.greatest, str):
+            return None
+        return round(self.total / self.count, 4)
+
+
+def _thermal_rank(level: Any) -> int:
+    """Position of a level in `THERMAL_LEVELS`, -1 for anything else."""
+    return THERMAL_LEVELS.index(level) if level in THERMAL_LEVELS else -1
+
+
+class Monitor:
+    """Samples from a daemon thread between `start` and `stop`; also a context manager.
+
+    Subclasses say in `_probes` what is measured. No method raises because of what is measured.
+
+    Args:
+        interval: seconds between samples, above 0.
+        max_samples: the most samples kept, at least 2. When they are reached every second one is dropped and from
+            then on only every second is kept, so that a long run costs no more than a short one; the summary counts
+            all of them.
+
+    Raises:
+        InputError: when interval or max_samples is out of range.
+    """
+
+    _patience = 5.0  # seconds that stop() waits for a sample under way
+
+    def __init__(self, interval: float = 1.0, *, max_samples: int = 2000) -> None:
+        self.interval = check_interval(interval)
+        if max_samples < 2:
+            raise input_error(f"max_samples is {max_samples!r}, and at least 2 samples must be kept")
+        self.max_samples = max_samples
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._begin: float | None = None
+        self._end: float | None = None
+        self._reset(ProbeSet([]))
+
+    def start(self) -> Self:
+        """Begin a fresh measurement; without effect while one is running.
+
+        Returns:
+            the monitor, so that ``with SystemMonitor() as monitor`` and ``monitor = SystemMonitor().start()`` work.
+        """
+        if self._thread is not None:
+            return self
+        probes = ProbeSet([])
+        try:
+            probes = ProbeSet(self._probes())
+            probes.open()
+            self._reset(probes)
+            self._begin = time.monotonic()
+            self._wake = threading.Event()
+            thread = threading.Thread(target=self._run, args=(probes, self._wake), name="vitfp8-monitor", daemon=True)
+            thread.start()
+            self._thread = thread
+        except Exception as error:  # no thread to be had, for instance
+            probes.close()
+            say_once(f"nothing is monitored: {type(error).__name__}: {error}", logging.WARNING)
+        return self
+
+    def stop(self) -> tuple[dict[str, Any], dict[str, list[Value]]]:
+        """End the measurement with a last sample; called again it returns the same.
+
+        Returns:
+            what `summary` tells and what `samples` holds.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._wake.set()
+            # A driver that hangs must not hang the training: the thread is a daemon and may be left behind.
+            thread.join(timeout=self._patience)
+            with self._lock:
+                if self._end is None:
+                    self._end = time.monotonic()
+        return self.summary(), self.samples()
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop; `summary` and `samples` still tell what was measured."""
+        self.stop()
+
+    def samples(self) -> dict[str, list[Value]]:
+        """Columns of equal length, one entry a kept sample, None where it was not measured.
+
+        ``seconds`` is the time since `start` by a clock that never jumps; units are the ends of the other names.
+        """
+        with self._lock:
+            return {name: list(column) for name, column in self._samples.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """What was measured so far, ready for JSON; None where nothing was.
+
+        ``<column>_mean`` and ``<column>_max`` of every column in its unit (of ``thermal_pressure`` only the highest
+        level; the mean of a flag is the fraction of samples), ``samples`` (taken), ``seconds`` (measured),
+        ``interval_seconds``, ``energy_joules`` with ``energy_source`` (``measured``, ``estimated`` if any part is, or
+        None) and ``energy_covers`` (the parts that are in the sum), ``throttled`` (slowed down for heat or by a power
+        brake in any sample), and ``unavailable`` (column or device → why it was not measured).
+        """
+        with self._lock:
+            result: dict[str, Any] = {
+                "samples": self._taken,
+                "seconds": round(self._elapsed(), 3),
+                "interval_seconds": self.interval,
+            }
+            for name, statistics in self._statistics.items():
+                if name != "thermal_pressure":
+                    result[f"{name}_mean"] = statistics.mean()
+                result[f"{name}_max"] = statistics.greatest
+            energies = self._set.energies()
+            sources = {energy.source for energy in energies}
+            result["energy_joules"] = round(sum(energy.joules for energy in energies), 3) if energies else None
+            result["energy_source"] = ("estimated" if "estimated" in sources else "measured") if energies else None
+            result["energy_covers"] = ", ".join(energy.covers for energy in energies) if energies else None
+            result["throttled"] = self._throttled()
+            result |= self._set.facts()
+            result["unavailable"] = self._set.reasons()
+            return result
+
+    def _probes(self) -> list[Probe]:
+        """What is measured, made anew for every measurement."""
+        return []
+
+    def _reset(self, probes: ProbeSet) -> None:
+        """Forget earlier samples and take the columns of these probes."""
+        with self._lock:
+            self._set = probes
+            self._samples: dict[str, list[Value]] = {"seconds": [], **{name: [] for name in probes.columns}}
+            self._statistics = {name: _Statistics() for name in probes.columns}
+            self._taken = 0
+            self._stride = 1
+            self._begin = self._end = None
+            self._last = 0.0
+
+    def _elapsed(self) -> float:
+        """Seconds measured so far."""
+        if self._begin is None:
+            return 0.0
+        return (time.monotonic() if self._end is None else self._end) - self._begin
+
+    def _throttled(self) -> bool | None:
+        """Whether any sample was slowed down; None when nothing tells."""
+        answers: list[bool] = []
+        if (cpu := self._statistics.get("thermal_pressure")) and cpu.count:
+            answers.append(cpu.greatest in THROTTLED_LEVELS)
+        if (gpu := self._statistics.get("gpu_throttled")) and gpu.count:
+            answers.append(bool(gpu.greatest))
+        return any(answers) if answers else None
+
+    def _run(self, probes: ProbeSet, wake: threading.Event) -> None:
+        """The thread: sample at every tick until woken, then once more, then release the devices.
+
+        Args:
+            probes: what this measurement reads.
+            wake: set when it shall end.
+        """
+        try:
+            for due in ticks(time.monotonic(), self.interval):
+                if wake.wait(max(0.0, due - time.monotonic())):
+                    break
+                self._record(probes, probes.read(), final=False)
+            self._record(probes, probes.read(), final=True)
+        except Exception as error:
+            say_once(f"monitoring ended: {type(error).__name__}: {error}", logging.WARNING)
+        finally:
+            probes.close()
+
+    def _record(self, probes: ProbeSet, row: Row, *, final: bool) -> None:
+        """Count a row and, where the stride says so, keep it.
+
+        Args:
+            probes: where the row comes from; a row of an earlier measurement that was left behind is dropped.
+            row: one value a column.
+            final: the last row, kept whatever the stride, unless it follows another so closely that it says nothing
+                new (its energy is counted anyway).
+        """
+        with self._lock:
+            if probes is not self._set:
+                return
+            seconds = self._elapsed()
+            if final and self._taken and seconds - self._last < min(0.1, self.interval / 2):
+                return
+            self._last = seconds
+            for name, statistics in self._statistics.items():
+                statistics.add(row[name])
+            if self._taken % self._stride == 0 or final:
+                if len(self._samples["seconds"]) == self.max_samples:
+                    for column in self._samples.values():
+                        del column[1::2]
+                    self._stride *= 2
+                if self._taken % self._stride == 0 or final:
+                    self._samples["seconds"].append(round(seconds, 3))
+                    for name in self._statistics:
+                        self._samples[name].append(row[name])
+            self._taken += 1
+
+
+def ticks(begin: float, interval: float) -> Iterator[float]:
+    """Times at which samples are due: begin + n · interval, leaving out those that have passed.
+
+    Args:
+        begin: a reading of `time.monotonic`, in seconds.
+        interval: in seconds.
+    """
+    number = 1
+    while True:
+        yield begin + number * interval
+        number = max(number + 1, math.ceil((time.monotonic() - begin) / interval))
+
+
+def check_interval(interval: float) -> float:
+    """The interval in seconds, if it can be one.
+
+    Raises:
+        InputError: when it is no finite number above 0.
+    """
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0 < interval < math.inf:
+        raise input_error(f"interval is {interval!r}, but must be a number of seconds above 0, such as 1.0")
+    return float(interval)
+
+
+def input_error(message: str) -> ValueError:
+    """An `InputError` with this one-line message (imported late: parameters pull in more than a monitor needs)."""
+    from vitfp8.params import InputError
+
+    return InputError(message)
