@@ -122,7 +122,7 @@ def tools(tmp_path, monkeypatch):
     tool.folder = tmp_path
     tool("pmset", f"/bin/cat {RECORDED / 'pmset_apple_silicon.txt'}")
     tool("notifyutil", f"/bin/cat {RECORDED / 'notifyutil_moderate.txt'}")
-    tool("sudo", f'echo "$@" >> {tmp_path / "sudo.log"}; shift; exec "$@"')
+    tool("sudo", f'printf "%s\\n" "$*" >> {tmp_path / "sudo.log"}; shift; exec "$@"')
     return tool
 
 
