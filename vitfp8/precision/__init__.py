@@ -1,1 +1,9 @@
-"""The rooms of low precision: formats, scaling recipes, the three products of a linear layer."""
+"""Low precision: number formats, scaling recipes, the products of a layer, native and emulated.
+
+The door is `prepare`: it gives a model a precision and says what really runs. `PRECISIONS` and `FORMATS` are the tables behind it.
+"""
+
+from vitfp8.precision.formats import FORMATS, round_to_format
+from vitfp8.precision.policy import PRECISIONS, PreparedPrecision, choose_backend, has_native_products, prepare
+
+__all__ = ["FORMATS", "PRECISIONS", "PreparedPrecision", "choose_backend", "has_native_products", "prepare", "round_to_format"]

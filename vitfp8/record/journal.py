@@ -76,8 +76,6 @@ def record_from_journal(folder: Path) -> RunRecord | None:
             if "epoch" in event:
                 done = [row for row in values.get("history", []) if row["epoch"] < event["epoch"]["epoch"]]
                 values["history"] = [*done, event["epoch"]]
-            if "rewind" in event:
-                values["history"] = [row for row in values.get("history", []) if row["epoch"] <= event["rewind"]]
     try:
         return RunRecord.model_validate(values) if values else None
     except ValueError:
@@ -115,7 +113,7 @@ class RunJournal:
             raise InputError(
                 f"run_folder: {str(folder)!r}: cannot be written ({error.strerror}); check permissions and disk space"
             ) from None
-        self.record.run_folder = str(folder.resolve())
+        self.record.run_folder = str(folder)
 
     def __enter__(self) -> RunJournal:
         """Write the first event and show the record."""
@@ -155,11 +153,6 @@ class RunJournal:
         self.record.progress = progress
         self._append({"epoch": row.model_dump(mode="python"), "set": {"progress": progress}})
         self.publish()
-
-    def rewind(self, epoch: int) -> None:
-        """Forget the rows after `epoch`: a resumed run goes on from there."""
-        self.record.history = [row for row in self.record.history if row.epoch <= epoch]
-        self._append({"rewind": epoch})
 
     def publish(self) -> None:
         """Show the record in the notebook, or update what is shown; nothing outside a notebook."""

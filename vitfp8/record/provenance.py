@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import getpass
 import hashlib
 import os
 import platform
@@ -97,14 +96,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _user() -> str | None:
-    """The user's name; None where the system does not know one (containers)."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return None
-
-
 def collect_provenance() -> dict[str, Any]:
     """What made this record, as far as it can be known without torch: code, versions, machine.
 
@@ -119,7 +110,4 @@ def collect_provenance() -> dict[str, Any]:
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "host": platform.node(),
-        "user": _user(),
-        "working_directory": str(Path.cwd()),
     }

@@ -1,7 +1,7 @@
 """Reading records back: from one notebook, or a study's folder as tables. Needs neither torch nor nbformat.
 
-What the notebook says is completed by what became known afterwards: while a run's status is ``running``, its journal is newer than
-the notebook; and without a live lock it is not running but interrupted. The run log beside the notebook says what the runner
+What the notebook says is completed by what became known afterwards: while a run's status is ``running``, its journal is newer
+than the notebook; and without a live lock it is not running but interrupted. The run log beside the notebook says what the runner
 found (a kernel that died) and holds dated notes.
 """
 
@@ -129,10 +129,12 @@ def read_record(path: str | Path) -> RunRecord:
     for event in _run_log(path):
         if event.get("event") == "note":
             record.notes.append({key: event.get(key) for key in ("time", "text")})
-        elif event.get("event") == "failed" and record.status in ("running", "interrupted"):
-            # only what happened to this execution counts, not to an earlier one
-            if not record.started or str(event.get("time", "")) >= record.started:
-                record.status, record.reason = "failed", str(event.get("reason", ""))
+        elif (
+            event.get("event") == "failed"
+            and record.status in ("running", "interrupted")
+            and str(event.get("time", "")) >= (record.started or "")  # what happened to an earlier execution does not count
+        ):
+            record.status, record.reason = "failed", str(event.get("reason", ""))
     return record
 
 

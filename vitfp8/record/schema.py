@@ -72,8 +72,8 @@ class EpochRow(_Part):
 
 #: The columns of an epoch that a repeat on the same machine must reproduce bit by bit; the others are time.
 DETERMINISTIC_COLUMNS = (
-    "epoch", "train_loss", "train_acc", "clean_train_loss", "clean_train_acc", "val_loss", "val_acc", "learning_rate", "grad_norm",
-    "loss_scale", "skipped_steps",
+    "epoch", "train_loss", "train_acc", "clean_train_loss", "clean_train_acc", "val_loss", "val_acc", "learning_rate",
+    "grad_norm", "loss_scale", "skipped_steps",
 )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ class RunRecord(_Part):
             raise ValueError("the record has no schema_version")
         if not isinstance(payload["schema_version"], int) or payload["schema_version"] > SCHEMA_VERSION:
             raise ValueError(
-                f"the record has schema version {payload['schema_version']!r}, this vitfp8 reads up to {SCHEMA_VERSION}: update vitfp8"
+                f"schema version {payload['schema_version']!r} is later than {SCHEMA_VERSION}, which this vitfp8 reads: update it"
             )
         values: dict[str, Any] = _json_back({key: value for key, value in payload.items() if key != "bulk"})
         bulk = expand(payload["bulk"]) if payload.get("bulk") else {}

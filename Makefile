@@ -1,0 +1,39 @@
+# make report [PRESET=digits]   everything from nothing: environment, four runs, report as HTML, LaTeX and PDF
+# make test                     the tests
+# make lint                     ruff and mypy
+# make clean                    what can be made again; executed/ is never touched
+
+PRESET ?= digits
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: report test lint clean
+
+report: $(VENV)/.installed
+	$(BIN)/vitfp8 run --preset $(PRESET)
+	$(BIN)/vitfp8 report $(basename $(notdir $(PRESET)))
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache runs
+	find vitfp8 tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitfp8 needs Python 3.11 or later; set PYTHON=" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

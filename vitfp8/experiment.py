@@ -1,0 +1,321 @@
+"""From `RunParams` to a ready trainer: the one call that the notebook, a test and a benchmark share.
+
+`prepare_experiment` sets seeds, threads and switches, loads the data, builds the model, gives it its precision and hands back an
+`Experiment`, whose `run` trains, evaluates on the test set once, and writes every step into a journal.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from vitfp8.catalog import DATASETS
+from vitfp8.checkpoint import CheckpointError
+from vitfp8.data import ImageData, check_dataset, load_data
+from vitfp8.model import check_model, create_model, model_facts
+from vitfp8.monitor import SystemMonitor
+from vitfp8.params import InputError, RunParams
+from vitfp8.precision import PreparedPrecision, choose_backend, prepare
+from vitfp8.record import EpochRow, Hardware, Metrics, Precision, RunJournal, RunRecord, collect_provenance, digest_of, now
+from vitfp8.trainer import Evaluation, Outcome, ViTTrainer
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a parameter means.
+
+    Args:
+        name: ``auto`` (CUDA, else Apple's GPU, else the processor), ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        InputError: the machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        there = ", ".join(key for key, has in available.items() if has)
+        raise InputError(f"device: {name!r}: torch finds none on this machine; there is {there}, or take device: auto")
+    return torch.device(name)
+
+
+def set_determinism(params: RunParams, device: torch.device) -> dict[str, Any]:
+    """Set seeds, threads and every switch that decides whether a repeat gives the same bits.
+
+    Args:
+        params: seed, threads, deterministic.
+        device: where the training runs.
+
+    Returns:
+        What the record says of it: ``promised``, ``level`` in words.
+    """
+    if device.type == "cuda" and params.deterministic:
+        # cuBLAS reads it when it starts: the runner sets it before the kernel, this is for plain papermill
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if params.threads is not None:
+        torch.set_num_threads(params.threads)
+    torch.manual_seed(params.seed)
+    torch.use_deterministic_algorithms(params.deterministic, warn_only=device.type != "cpu")
+    torch.backends.cudnn.benchmark = not params.deterministic
+    if device.type == "cpu":
+        return {"promised": True, "level": "bit-identical on a CPU with the same instruction set, threads and library versions"}
+    if device.type == "cuda" and params.deterministic:
+        return {"promised": False, "level": "deterministic algorithms where CUDA has them; the same GPU model usually repeats"}
+    return {"promised": False, "level": "the order of sums is not fixed on this device"}
+
+
+def check_experiment(params: RunParams) -> None:
+    """Refuse what cannot run, before anything starts: model, device, precision, data. Allocates and writes nothing.
+
+    Args:
+        params: the parameters.
+
+    Raises:
+        InputError: one line with a way out.
+    """
+    device = resolve_device(params.device)
+    choose_backend(params.precision, device, params.backend)
+    check_model(params, DATASETS[params.dataset].classes or 10)
+    check_dataset(dataset=params.dataset, data_dir=params.data_dir, download=params.download)
+
+
+@dataclass
+class Experiment:
+    """A run, ready to train.
+
+    Attributes:
+        params: every parameter.
+        device: where it runs.
+        data: the data set on the device.
+        model: the model, its precision prepared.
+        facts: of the model: parameters, FLOPs an image, sizes.
+        precision: effective precision and loss scaling.
+        determinism: what the record says of repeats.
+        trainer: trains it.
+        folder: run folder.
+        provenance: code, versions, machine.
+    """
+
+    params: RunParams
+    device: torch.device
+    data: ImageData
+    model: VisionTransformer
+    facts: Mapping[str, Any]
+    precision: PreparedPrecision
+    determinism: dict[str, Any]
+    trainer: ViTTrainer
+    folder: Path
+    provenance: dict[str, Any]
+
+    def machine(self) -> dict[str, Any]:
+        """What a reader wants to know of the machine, in words and numbers."""
+        keys = ("processor", "device", "threads", "instruction_set", "system", "python", "commit", "dirty")
+        versions = {name: self.provenance["versions"].get(name) for name in ("torch", "timm", "papermill")}
+        return {key: self.provenance.get(key) for key in keys} | versions
+
+    def record(self, defaults_taken: Sequence[str] = ()) -> RunRecord:
+        """The record as it is known before training.
+
+        Args:
+            defaults_taken: parameters that the notebook took from its defaults.
+        """
+        params = self.params
+        return RunRecord(
+            experiment=params.experiment,
+            variant=params.variant,
+            seed=params.seed,
+            question=params.question,
+            expectation=params.expectation,
+            parameters=params.model_dump(),
+            parameters_digest=params.digest,
+            defaults_taken=list(defaults_taken),
+            precision=Precision.model_validate(self.precision.report),
+            model=dict(self.facts),
+            data=self.data.facts(),
+            provenance=self.provenance,
+            started=now(),
+            progress={"epoch": self.trainer.epoch, "epochs": params.epochs, "steps_per_epoch": len(self.trainer.batches)},
+            history=[EpochRow.model_validate(row) for row in self.trainer.history],
+            deterministic=dict(self.determinism),
+        )
+
+    def run(self, journal: RunJournal, on_epoch: Callable[[list[dict[str, Any]]], None] | None = None) -> RunRecord:
+        """Train, evaluate, and write everything into the journal.
+
+        Args:
+            journal: entered; holds the record.
+            on_epoch: called after each epoch with the history so far, a row an epoch.
+
+        Returns:
+            The record as it stands at the end.
+        """
+        monitor = SystemMonitor(interval=self.params.monitor_interval)
+
+        def epoch_done(row: dict[str, Any]) -> None:
+            progress = {
+                "epoch": row["epoch"],
+                "epochs": self.params.epochs,
+                "step": row["epoch"] * len(self.trainer.batches),
+                "steps_per_epoch": len(self.trainer.batches),
+            }
+            journal.record.checkpoints = self.trainer.checkpoints
+            journal.epoch(EpochRow.model_validate(row), progress)
+            if on_epoch is not None:
+                on_epoch(self.trainer.history)
+
+        monitor.start()
+        try:
+            outcome = self.trainer.train(epoch_done)
+            tests = self._test() if outcome.status == "completed" else {}
+        finally:
+            summary, samples = monitor.stop()
+            journal.record.hardware = Hardware(summary=summary, samples=samples)
+        self._finish(journal, outcome, tests)
+        return journal.record
+
+    def _test(self) -> dict[str, Evaluation]:
+        """Read the test set, once: with the last weights, then with those of the best validation epoch."""
+        tests = {"last": self.trainer.validate("test")}
+        last = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.trainer.load_weights("best")
+        tests["best"] = self.trainer.validate("test")
+        self.model.load_state_dict(last)
+        return tests
+
+    def _finish(self, journal: RunJournal, outcome: Outcome, tests: Mapping[str, Evaluation]) -> None:
+        """Write the final figures, the status and the digest of the deterministic part."""
+        record = journal.record
+        metrics = summarize(self.trainer.history, best_epoch=self.trainer.best_epoch, best_val_acc=self.trainer.best_val_acc)
+        if tests:
+            metrics.test_acc, metrics.test_loss = tests["last"].accuracy, tests["last"].loss
+            metrics.best_test_acc, metrics.best_test_loss = tests["best"].accuracy, tests["best"].loss
+            record.predictions = {name: test.predictions for name, test in tests.items()} | {"labels": tests["last"].labels}
+        metrics.skipped_steps = self.precision.skipped_steps()
+        record.metrics, record.status, record.reason = metrics, outcome.status, outcome.reason  # type: ignore[assignment]
+        deterministic = {**self.determinism, "digest": digest_of(record.deterministic_part())}
+        journal.update(
+            status=outcome.status,
+            reason=outcome.reason,
+            metrics=metrics,
+            predictions=record.predictions,
+            hardware=record.hardware,
+            checkpoints=self.trainer.checkpoints,
+            deterministic=deterministic,
+            finished=now(),
+        )
+
+
+def summarize(history: Sequence[Mapping[str, Any]], *, best_epoch: int, best_val_acc: float) -> Metrics:
+    """Final figures of a history; throughput and epoch times leave the first, slower epoch out where there are more.
+
+    Args:
+        history: a row an epoch.
+        best_epoch: epoch of the best validation accuracy.
+        best_val_acc: that accuracy.
+    """
+    if not history:
+        return Metrics(epochs=0)
+    last = history[-1]
+    steady = [row for row in history[1:]] or list(history)
+    epoch_seconds = [row["epoch_seconds"] for row in steady]
+    clean, val = last["clean_train_acc"], last["val_acc"]
+    return Metrics(
+        epochs=last["epoch"],
+        best_epoch=best_epoch,
+        best_val_acc=best_val_acc,
+        final_train_acc=clean,
+        final_val_acc=val,
+        generalization_gap=clean - val,
+        final_train_loss=last["clean_train_loss"],
+        final_val_loss=last["val_loss"],
+        train_seconds=math.fsum(row["epoch_seconds"] for row in history),
+        epoch_seconds_mean=statistics.fmean(epoch_seconds),
+        epoch_seconds_sd=statistics.stdev(epoch_seconds) if len(epoch_seconds) > 1 else None,
+        images_per_second=statistics.median(row["images_per_second"] for row in steady),
+    )
+
+
+def _fresh_folder(params: RunParams) -> Path:
+    """A run folder that nobody has: for notebooks executed without a runner."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{params.run_name}-{stamp}-{uuid.uuid4().hex[:6]}"
+
+
+def _device_facts(device: torch.device) -> dict[str, Any]:
+    """What only torch knows of the machine: device name, threads, instruction set."""
+    facts: dict[str, Any] = {
+        "device_type": device.type,
+        "device": {"cpu": "CPU", "mps": "Apple GPU"}.get(device.type) or torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "onednn_isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+    }
+    if device.type == "cuda":
+        facts["compute_capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        facts["cuda"] = torch.version.cuda
+        facts["cudnn"] = torch.backends.cudnn.version()
+    return facts
+
+
+def prepare_experiment(params: RunParams) -> Experiment:
+    """Everything from parameters to a ready trainer; continues from the run folder's checkpoint when there is one.
+
+    Args:
+        params: the parameters.
+
+    Raises:
+        InputError: one line with a way out: device, precision, data, model, checkpoint.
+    """
+    check_experiment(params)
+    device = resolve_device(params.device)
+    determinism = set_determinism(params, device)
+    data = load_data(
+        dataset=params.dataset,
+        data_dir=params.data_dir,
+        image_size=params.image_size,
+        validation_fraction=params.validation_fraction,
+        download=params.download,
+        workers=params.workers,
+        device=device,
+    )
+    torch.manual_seed(params.seed)  # whatever drew numbers while loading: the weights follow the seed alone
+    model = create_model(params, data.classes).to(device)
+    facts = model_facts(model, params.model)
+    precision = prepare(
+        model,
+        params.precision,
+        device=device,
+        backend=params.backend,
+        loss_scale=params.loss_scale,
+        loss_scale_interval=params.loss_scale_interval,
+    )
+    folder = Path(params.run_folder) if params.run_folder else _fresh_folder(params)
+    trainer = ViTTrainer(params, data, model, precision, device=device, folder=folder)
+    last = folder / "checkpoints" / "last.pt"
+    if last.is_file():
+        try:
+            trainer.load_checkpoint(last)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{last}: does not fit this run ({error}); give another run_folder") from None
+    provenance = collect_provenance() | _device_facts(device) | {"run_id": uuid.uuid4().hex}
+    return Experiment(
+        params=params,
+        device=device,
+        data=data,
+        model=model,
+        facts=facts,
+        precision=precision,
+        determinism=determinism,
+        trainer=trainer,
+        folder=folder,
+        provenance=provenance,
+    )

@@ -1,0 +1,168 @@
+"""The Vision Transformer: timm's model by name, its size overridable, and its facts (parameters, FLOPs).
+
+The model is timm's, unchanged; `vitfp8.precision` decides afterwards how its products are computed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitfp8.catalog import DATASETS
+from vitfp8.params import InputError, RunParams
+
+#: Parameter → timm's keyword; None in the parameter leaves the model as its name says.
+_OVERRIDES: Mapping[str, str] = {
+    "patch_size": "patch_size",
+    "embed_dim": "embed_dim",
+    "depth": "depth",
+    "num_heads": "num_heads",
+}
+
+
+def channels_of(params: RunParams) -> int:
+    """Colour channels that the model takes: the parameter, or the data set's."""
+    return params.in_channels or DATASETS[params.dataset].channels
+
+
+def create_model(params: RunParams, classes: int) -> VisionTransformer:
+    """Build timm's Vision Transformer as the parameters say; random weights follow torch's global generator.
+
+    Args:
+        params: model, sizes, pretrained.
+        classes: outputs of the classifier head.
+
+    Returns:
+        The model in FP32 on the default device. Input ``[B, C, S, S]``, output ``[B, classes]``.
+
+    Raises:
+        InputError: timm has no such Vision Transformer, sizes do not fit, or the trained weights cannot be had.
+    """
+    overrides = {keyword: getattr(params, key) for key, keyword in _OVERRIDES.items() if getattr(params, key) is not None}
+    options: dict[str, Any] = {
+        "num_classes": classes,
+        "img_size": params.image_size,
+        "in_chans": channels_of(params),
+        **overrides,
+    }
+    if params.model not in timm.list_models():
+        vits = timm.list_models("vit_*") + timm.list_models("deit*")
+        near = difflib.get_close_matches(params.model, vits, n=1)
+        way_out = f"did you mean {near[0]}?" if near else "`timm.list_models('vit_*')` lists them"
+        raise InputError(f"model: {params.model!r}: timm {timm.__version__} has no such model; {way_out}")
+    if params.pretrained:
+        options["pretrained"] = True
+        if params.pretrained_file is not None:
+            if not Path(params.pretrained_file).is_file():
+                raise InputError(f"pretrained_file: {params.pretrained_file!r}: there is no such file")
+            options["pretrained_cfg_overlay"] = {"file": params.pretrained_file}
+    try:
+        model = timm.create_model(params.model, **options)
+    except TypeError as error:
+        raise InputError(f"model: {params.model!r}: is no Vision Transformer that takes these sizes ({error})") from None
+    except (AssertionError, ValueError, RuntimeError, OSError) as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        if params.pretrained:
+            raise InputError(
+                f"pretrained: true: the weights of {params.model} cannot be had ({why}); "
+                "give a local file with pretrained_file, or set pretrained: false"
+            ) from None
+        raise InputError(f"model: {params.model!r}: cannot be built with these sizes ({why})") from None
+    if not isinstance(model, VisionTransformer):
+        raise InputError(f"model: {params.model!r}: is no Vision Transformer; `timm.list_models('vit_*')` lists them")
+    patch = model.patch_embed.patch_size[0]
+    if params.image_size % patch:
+        fitting = params.image_size // patch * patch or patch
+        raise InputError(f"image_size: {params.image_size}: is not divisible by the patch size {patch}; try {fitting}")
+    return model
+
+
+def tokens_of(model: VisionTransformer) -> int:
+    """Tokens that the blocks see: patches and the prefix (class) tokens."""
+    return int(model.patch_embed.num_patches + model.num_prefix_tokens)
+
+
+def forward_flops(model: VisionTransformer) -> int:
+    """Floating-point operations of one image's forward pass: two for each multiplication with its addition.
+
+    Counted are the matrix products: patch embedding, the linear layers, both attention products, the head. Norms, softmax, GELU
+    and adds (about one per cent) are not, as in Kaplan et al. 2020, arXiv 2001.08361, and in `torch.utils.flop_counter`.
+
+    Args:
+        model: the model.
+    """
+    tokens = tokens_of(model)
+    patches = model.patch_embed.num_patches
+    projection = model.patch_embed.proj
+    total = 2 * patches * projection.weight.numel()
+    for block in model.blocks:
+        for linear in (module for module in block.modules() if isinstance(module, nn.Linear)):
+            total += 2 * tokens * linear.weight.numel()
+        total += 2 * 2 * tokens * tokens * block.attn.num_heads * block.attn.head_dim
+    if isinstance(model.head, nn.Linear):
+        total += 2 * model.head.weight.numel()
+    return int(total)
+
+
+def model_facts(model: VisionTransformer, name: str) -> dict[str, Any]:
+    """What the record says of the model.
+
+    Args:
+        model: the model.
+        name: timm's name of it.
+
+    Returns:
+        name, parameters (number), flops_per_image (forward), tokens, depth, embed_dim, num_heads, patch_size, …
+    """
+    return {
+        "name": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops_per_image": forward_flops(model),
+        "tokens": tokens_of(model),
+        "depth": len(model.blocks),
+        "embed_dim": int(model.embed_dim),
+        "num_heads": int(model.blocks[0].attn.num_heads),
+        "patch_size": int(model.patch_embed.patch_size[0]),
+        "image_size": int(model.patch_embed.img_size[0]),
+        "in_channels": int(model.patch_embed.proj.in_channels),
+        "classes": int(model.num_classes),
+    }
+
+
+def decay_groups(model: VisionTransformer, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: no decay on biases, norms, position and class embeddings, as timm's train script does.
+
+    Args:
+        model: the model.
+        weight_decay: of the first group.
+    """
+    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (free if parameter.ndim <= 1 or name in spared else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def check_model(params: RunParams, classes: int) -> None:
+    """Refuse a model that cannot be built, without allocating its weights.
+
+    Args:
+        params: model and sizes.
+        classes: outputs of the head.
+
+    Raises:
+        InputError: see `create_model`.
+    """
+    with torch.device("meta"):
+        create_model(params.model_copy(update={"pretrained": False, "pretrained_file": None}), classes)
+    if params.pretrained_file is not None and not Path(params.pretrained_file).is_file():
+        raise InputError(f"pretrained_file: {params.pretrained_file!r}: there is no such file")

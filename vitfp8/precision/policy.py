@@ -1,0 +1,310 @@
+"""What a precision is (one row), whether the machine has it, and the one verb that gives it to a model: `prepare`.
+
+Outside this room nobody names a dtype. The trainer gets a `PreparedPrecision`, calls `backward` and `step`, and stores its
+`report` in the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfp8.catalog import PRECISIONS as PRECISION_NAMES
+from vitfp8.params import InputError
+from vitfp8.precision.layers import Arithmetic, LowPrecisionConv2d, LowPrecisionLinear, PreciseAttention, replace_layers
+
+#: Below this loss scale FP16 training has collapsed: gradients overflow although they are not scaled up at all.
+SMALLEST_LOSS_SCALE = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRow:
+    """One precision.
+
+    Attributes:
+        name: as parameter files call it.
+        format: format of the operands of products.
+        dtype: the dtype that holds it natively.
+        low_results: whether products give results in the format (FP16, BF16) or FP32 (TF32, FP32).
+        tf32: what the TF32 switches are set to.
+        loss_scaling: whether gradients need dynamic loss scaling.
+    """
+
+    name: str
+    format: str
+    dtype: torch.dtype
+    low_results: bool = True
+    tf32: bool = False
+    loss_scaling: bool = False
+
+
+_ROWS = (
+    PrecisionRow(name="fp32", format="fp32", dtype=torch.float32, low_results=False),
+    PrecisionRow(name="tf32", format="tf32", dtype=torch.float32, low_results=False, tf32=True),
+    PrecisionRow(name="bf16", format="bf16", dtype=torch.bfloat16),
+    PrecisionRow(name="fp16", format="fp16", dtype=torch.float16, loss_scaling=True),
+)
+
+#: Precision → its row. A new precision is a row here, its name in `vitfp8.catalog`, and its tests.
+PRECISIONS: Mapping[str, PrecisionRow] = {row.name: row for row in _ROWS}
+assert set(PRECISIONS) == set(PRECISION_NAMES), "vitfp8.catalog and vitfp8.precision name different precisions"
+
+
+# ------------------------------------------------------------------------------------------------ what the machine has
+
+
+def _on_processor(format: str) -> tuple[bool, str]:
+    """Whether this processor multiplies in the format, and how that is known. Honours oneDNN's own ISA limit."""
+    if format == "fp32":
+        return True, "every processor multiplies in FP32"
+    if format == "tf32":
+        return False, "processors have no TF32 products"
+    has = torch.cpu.get_capabilities()
+    onednn = torch.ops.mkldnn
+    if format == "bf16":
+        hardware = [name for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16") if has.get(name)]
+        allowed = bool(onednn._is_mkldnn_bf16_supported())
+    else:
+        hardware = [name for name in ("avx512_fp16", "amx_fp16", "arm_fp16", "fp16") if has.get(name)]
+        allowed = bool(onednn._is_mkldnn_fp16_supported())
+    if hardware and allowed:
+        return True, f"the processor has {format.upper()} products ({', '.join(hardware)})"
+    if hardware:
+        return False, f"{format.upper()} products are switched off in oneDNN (ONEDNN_MAX_CPU_ISA)"
+    return False, f"this processor has no {format.upper()} products"
+
+
+def _on_cuda(format: str, device: torch.device) -> tuple[bool, str]:
+    """Whether this GPU multiplies in the format, by its compute capability."""
+    major, minor = torch.cuda.get_device_capability(device)
+    least = {"fp32": (0, 0), "fp16": (5, 3), "bf16": (8, 0), "tf32": (8, 0)}[format]
+    has = (major, minor) >= least and (torch.version.hip is None or format != "tf32")
+    return has, f"compute capability {major}.{minor}, {format.upper()} products need {least[0]}.{least[1]}"
+
+
+def _on_mps(format: str) -> tuple[bool, str]:
+    """Whether Apple's GPU multiplies in the format."""
+    if format == "bf16":
+        return torch.backends.mps.is_macos_or_newer(14, 0), "BF16 on Apple's GPU needs macOS 14"
+    return format in (
+        "fp32",
+        "fp16",
+    ), f"Apple's GPU {'has' if format in ('fp32', 'fp16') else 'has no'} {format.upper()} products"
+
+
+def has_native_products(format: str, device: torch.device) -> tuple[bool, str]:
+    """Whether `device` multiplies in `format`, and why.
+
+    Args:
+        format: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
+        device: where the model runs.
+
+    Returns:
+        (yes or no, the reason in words).
+    """
+    if device.type == "cuda":
+        return _on_cuda(format, device)
+    if device.type == "mps":
+        return _on_mps(format)
+    return _on_processor(format)
+
+
+def choose_backend(requested: str, device: torch.device, backend: str = "auto") -> tuple[str, str]:
+    """``native`` or ``emulated``, and the reason; refuses what the parameters do not allow.
+
+    Args:
+        requested: a key of `PRECISIONS`.
+        device: where the model runs.
+        backend: ``auto``, ``native`` or ``emulated``.
+
+    Raises:
+        InputError: native products were demanded and the device has none, or emulation makes no sense.
+    """
+    row = PRECISIONS[requested]
+    has, reason = has_native_products(row.format, device)
+    if backend == "emulated":
+        if row.format == "fp32":
+            raise InputError("backend: 'emulated': FP32 is never emulated; take backend: auto")
+        return "emulated", "as the parameters ask"
+    if has:
+        return "native", reason
+    if backend == "native":
+        raise InputError(f"backend: 'native': {reason}, so {requested} cannot be native on {device.type}; take backend: auto")
+    return "emulated", reason
+
+
+def set_tf32(on: bool) -> dict[str, Any]:
+    """Set every switch that decides whether "FP32" products are FP32, and return them as the record keeps them.
+
+    Args:
+        on: whether TF32 is wanted.
+    """
+    value = "tf32" if on else "ieee"
+    backends: Any = torch.backends  # torch's stubs do not know all of these switches
+    switches = {
+        "torch.backends.cuda.matmul.fp32_precision": backends.cuda.matmul,
+        "torch.backends.cudnn.conv.fp32_precision": backends.cudnn.conv,
+        "torch.backends.mkldnn.matmul.fp32_precision": backends.mkldnn.matmul,
+        "torch.backends.mkldnn.conv.fp32_precision": backends.mkldnn.conv,
+    }
+    for name, switch in switches.items():
+        # oneDNN's "tf32" would mean something else on a processor: there FP32 stays FP32 and TF32 is emulated
+        switch.fp32_precision = value if "cud" in name else "ieee"
+    return {name: switch.fp32_precision for name, switch in switches.items()}
+
+
+# --------------------------------------------------------------------------------------------------------- preparing
+
+
+@dataclass(kw_only=True)
+class PreparedPrecision:
+    """A model's effective precision, and the two verbs that a training step needs.
+
+    Attributes:
+        report: what the record states: requested, effective, backend, reason, product_dtype, evaluation, loss_scaling,
+            switches, layers.
+        scaler: the dynamic loss scaler; None where none is needed.
+    """
+
+    report: dict[str, Any]
+    scaler: torch.amp.GradScaler | None
+    _skipped: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._skipped = torch.zeros((), dtype=torch.int64)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of a scalar loss, scaled where the precision needs it."""
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+        """Unscale, clip, step; with overflowed gradients the step is skipped and the scale halved.
+
+        Args:
+            optimizer: the optimizer.
+            parameters: those whose gradients are clipped.
+            max_norm: largest gradient norm; None: the norm is only measured.
+
+        Returns:
+            The gradient norm before clipping, a scalar on the device (not finite when the step was skipped).
+        """
+        if self.scaler:
+            self.scaler.unscale_(optimizer)
+        parameters = list(parameters)
+        norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        if max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            before = self._scale_on(norm.device)
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            # counted on the device: reading the scale would make the processor wait for the GPU
+            self._skipped = self._skipped.to(norm.device) + (self._scale_on(norm.device) < before)
+        return norm
+
+    def _scale_on(self, device: torch.device) -> Tensor:
+        """The loss scale as a scalar tensor on the device."""
+        assert self.scaler is not None
+        scaled = self.scaler.scale(torch.ones((), device=device))
+        assert isinstance(scaled, Tensor)
+        return scaled.clone()
+
+    def loss_scale(self) -> float | None:
+        """The loss scale; None without loss scaling. Waits for the device."""
+        return float(self.scaler.get_scale()) if self.scaler else None
+
+    def skipped_steps(self) -> int | None:
+        """Steps skipped so far because a gradient overflowed; None without loss scaling. Waits for the device."""
+        return int(self._skipped) if self.scaler else None
+
+    def collapsed(self) -> bool:
+        """Whether the loss scale has fallen so low that training cannot go on."""
+        scale = self.loss_scale()
+        return scale is not None and scale < SMALLEST_LOSS_SCALE
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an exact resume needs."""
+        return {"scaler": self.scaler.state_dict() if self.scaler else {}, "skipped": int(self._skipped)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self._skipped = torch.tensor(state["skipped"], dtype=torch.int64)
+
+
+def _layer_rows(model: nn.Module, format: str) -> list[dict[str, Any]]:
+    """One row for each layer that multiplies: name, type, format, converted, reason."""
+    rows = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, PreciseAttention)):
+            kind = "attention products" if isinstance(module, PreciseAttention) else type(module).__mro__[1].__name__
+            if isinstance(module, (LowPrecisionLinear, LowPrecisionConv2d)):
+                kind = "Linear" if isinstance(module, nn.Linear) else "Conv2d"
+            elif not isinstance(module, PreciseAttention):
+                kind = type(module).__name__
+            rows.append({"name": name, "type": kind, "format": format, "converted": True, "reason": None})
+        elif isinstance(module, nn.LayerNorm):
+            low = format != "fp32"
+            reason = "norms stay in FP32, as under CUDA autocast" if low else None
+            rows.append({"name": name, "type": "LayerNorm", "format": "fp32", "converted": not low, "reason": reason})
+    return rows
+
+
+def prepare(
+    model: nn.Module,
+    requested: str,
+    *,
+    device: torch.device,
+    backend: str = "auto",
+    loss_scale: float = 2.0**16,
+    loss_scale_interval: int = 2000,
+) -> PreparedPrecision:
+    """Give a model a precision, in place, and say what really runs.
+
+    Args:
+        model: a timm Vision Transformer on `device`, in FP32.
+        requested: a key of `PRECISIONS`.
+        device: where it runs.
+        backend: ``auto``, ``native`` or ``emulated``; see `choose_backend`.
+        loss_scale: the first loss scale, where the precision needs one.
+        loss_scale_interval: good steps until it is doubled.
+
+    Returns:
+        What the trainer needs and the record states.
+
+    Raises:
+        InputError: the device cannot do what the parameters demand.
+    """
+    row = PRECISIONS[requested]
+    chosen, reason = choose_backend(requested, device, backend)
+    emulated = chosen == "emulated"
+    switches = set_tf32(row.tf32 and not emulated)
+    arithmetic = Arithmetic(
+        format=row.format,
+        dtype=torch.float32 if emulated else row.dtype,
+        emulated=emulated,
+        low_results=row.low_results,
+    )
+    replace_layers(model, arithmetic)
+    report = {
+        "requested": requested,
+        "effective": row.format,
+        "backend": chosen,
+        "reason": reason,
+        "product_dtype": str(arithmetic.dtype).removeprefix("torch."),
+        "evaluation": f"{row.format}, as in training",
+        "loss_scaling": "dynamic" if row.loss_scaling else None,
+        "switches": switches,
+        "layers": _layer_rows(model, row.format),
+    }
+    scaler = None
+    if row.loss_scaling:
+        scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale, growth_interval=loss_scale_interval)
+    return PreparedPrecision(report=report, scaler=scaler)

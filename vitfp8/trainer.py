@@ -1,0 +1,427 @@
+"""ViTTrainer: train an epoch, validate, train to the end, save and continue.
+
+It reads from top to bottom and knows neither notebook nor plot nor dtype: the precision comes prepared, and whoever trains is
+called back once an epoch. Losses and accuracies are means over images.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+
+from vitfp8.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from vitfp8.data import ImageData, TrainBatches, eval_batches
+from vitfp8.model import decay_groups
+from vitfp8.params import InputError, RunParams
+from vitfp8.precision import PreparedPrecision
+
+#: Steps between looks at the loss on a device where each look makes the processor wait. On a CPU every step is looked at.
+_STEPS_BETWEEN_LOOKS = 50
+
+
+def learning_rate_at(step: int, *, steps: int, peak: float, warmup_fraction: float) -> float:
+    """Linear warm-up, then a cosine to zero at the end of the planned steps (Loshchilov & Hutter 2017, arXiv 1608.03983).
+
+    Args:
+        step: from 0.
+        steps: planned steps of the whole training.
+        peak: the learning rate after warm-up.
+        warmup_fraction: part of the steps with warm-up, in [0, 1].
+
+    Returns:
+        The learning rate of this step.
+    """
+    warmup = round(warmup_fraction * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+@dataclass
+class EpochSums:
+    """Sums over the part of an epoch that has been trained; kept on the device until the epoch ends.
+
+    Attributes:
+        losses: sum of the loss over the images of each step.
+        correct: correctly classified images of each step.
+        norms: gradient norm of each step, before clipping.
+        images: images seen.
+        seconds: time spent in training steps.
+        skipped: skipped steps of the whole training when the epoch began.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    correct: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an exact resume needs, as plain numbers and CPU tensors."""
+        lists = {key: [t.cpu() for t in getattr(self, key)] for key in ("losses", "correct", "norms")}
+        return {**lists, "images": self.images, "seconds": self.seconds, "skipped": self.skipped}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A split, evaluated.
+
+    Attributes:
+        loss: mean cross-entropy over the images, without label smoothing.
+        accuracy: correct images ÷ images.
+        predictions: predicted class of each image, in the split's order.
+        labels: true class of each image.
+    """
+
+    loss: float
+    accuracy: float
+    predictions: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        status: ``completed``, ``diverged`` or ``interrupted``.
+        reason: why, when it did not complete.
+    """
+
+    status: str
+    reason: str | None = None
+
+
+class DivergenceError(Exception):
+    """Training cannot go on: a non-finite loss, or a loss scale that collapsed. The message says at which step."""
+
+
+class ViTTrainer:
+    """Trains a Vision Transformer as the parameters say.
+
+    Args:
+        params: every parameter.
+        data: the data set on the training device.
+        model: the model on the training device, its precision prepared.
+        precision: what `vitfp8.precision.prepare` returned.
+        device: where it trains.
+        folder: run folder for checkpoints; None: nothing is saved.
+    """
+
+    def __init__(
+        self,
+        params: RunParams,
+        data: ImageData,
+        model: VisionTransformer,
+        precision: PreparedPrecision,
+        *,
+        device: torch.device,
+        folder: Path | None = None,
+    ) -> None:
+        self.params = params
+        self.data = data
+        self.model = model
+        self.precision = precision
+        self.device = device
+        self.folder = folder
+        self.batches = TrainBatches(data, batch_size=params.batch_size, augmentation=params.augmentation, seed=params.seed)
+        if len(self.batches) == 0:
+            raise InputError(
+                f"batch_size: {params.batch_size}: the training split has only {data.sizes['train']} images; take a smaller batch"
+            )
+        self.optimizer = torch.optim.AdamW(decay_groups(model, params.weight_decay), lr=params.learning_rate, fused=True)
+        self.steps = len(self.batches) * params.epochs
+        self.epoch = 0
+        self.step_in_epoch = 0
+        self.sums = EpochSums()
+        self.history: list[dict[str, Any]] = []
+        self.best_val_acc = -1.0
+        self.best_epoch = 0
+        self.checkpoints: dict[str, str] = {}
+        self._stop = threading.Event()
+        self._stop_reason = ""
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def train(self, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> Outcome:
+        """Train to the planned end, from wherever the state stands.
+
+        Ctrl-C and SIGTERM let the running step end, save a checkpoint and return; a second Ctrl-C stops at once.
+
+        Args:
+            on_epoch: called after each epoch with its row (the columns of `vitfp8.record.EpochRow`).
+
+        Returns:
+            How it ended.
+
+        Raises:
+            InputError: out of memory (it names the size to try), or a checkpoint could not be written.
+        """
+        with self._stoppable():
+            try:
+                while self.epoch < self.params.epochs:
+                    started = time.perf_counter()
+                    self.train_epoch()
+                    if self._stop.is_set():
+                        self.save_checkpoint("last")
+                        return Outcome("interrupted", f"{self._stop_reason} in epoch {self.epoch + 1}, checkpoint saved")
+                    row = self._close_epoch(started)
+                    if on_epoch is not None:
+                        on_epoch(row)
+            except DivergenceError as divergence:
+                return Outcome("diverged", str(divergence))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise InputError(self._memory_advice()) from None
+        return Outcome("completed")
+
+    def train_epoch(self) -> None:
+        """Train the rest of the current epoch; its sums are in `sums`. Returns early when a stop was asked for.
+
+        Raises:
+            DivergenceError: the loss is not finite, or the loss scale collapsed.
+        """
+        self.model.train()
+        if self.step_in_epoch == 0:
+            self.sums = EpochSums(skipped=self.precision.skipped_steps() or 0)
+        look_every = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+        started = time.perf_counter()
+        unseen = self.step_in_epoch
+        for images, labels, _ in self.batches.epoch(self.epoch, self.step_in_epoch):
+            self._step(images, labels)
+            self.step_in_epoch += 1
+            if self.step_in_epoch - unseen >= look_every or self.step_in_epoch == len(self.batches):
+                self._look_at_losses(unseen)
+                unseen = self.step_in_epoch
+            if self._stop.is_set():
+                break
+        self._synchronize()
+        self.sums.seconds += time.perf_counter() - started
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        """One optimizer step. images ``[B, C, S, S]``, labels ``[B]``; micro-batches accumulate the gradient of the mean loss."""
+        step = self.epoch * len(self.batches) + self.step_in_epoch
+        rate = learning_rate_at(
+            step, steps=self.steps, peak=self.params.learning_rate, warmup_fraction=self.params.warmup_fraction
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        size = self.params.micro_batch_size or len(images)
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        for part, truth in zip(images.split(size), labels.split(size), strict=True):
+            logits = self.model(part).float()
+            loss = F.cross_entropy(logits, truth, label_smoothing=self.params.label_smoothing, reduction="sum")
+            self.precision.backward(loss / len(images))
+            loss_sum += loss.detach()
+            correct += (logits.detach().argmax(dim=1) == truth).sum()
+        norm = self.precision.step(self.optimizer, self.model.parameters(), self.params.gradient_clip)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.sums.losses.append(loss_sum)
+        self.sums.correct.append(correct)
+        self.sums.norms.append(norm)
+        self.sums.images += len(images)
+
+    def _look_at_losses(self, first: int) -> None:
+        """Raise `DivergenceError` for the first step from `first` on whose loss is not finite, or when the loss scale collapsed."""
+        finite = torch.stack(self.sums.losses[first:]).isfinite()
+        if not bool(finite.all()):
+            step = first + int((~finite).int().argmax())
+            where = f"step {self.epoch * len(self.batches) + step + 1} (epoch {self.epoch + 1}, step {step + 1} of it)"
+            raise DivergenceError(f"the loss is not finite at {where}")
+        if self.precision.collapsed():
+            where = f"step {self.epoch * len(self.batches) + self.step_in_epoch} (epoch {self.epoch + 1})"
+            raise DivergenceError(f"the loss scale fell to {self.precision.loss_scale():g} at {where}: every gradient overflows")
+
+    def _close_epoch(self, started: float) -> dict[str, Any]:
+        """Validate, keep the best weights, write the epoch's row and the checkpoints."""
+        sums = self.sums
+        validation = self.validate("validation")
+        clean = self.validate("train_clean")
+        norms = torch.stack(sums.norms).double().cpu()
+        norms = norms[norms.isfinite()]
+        skipped = self.precision.skipped_steps()
+        row: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "train_loss": float(torch.stack(sums.losses).cpu().double().sum()) / sums.images,
+            "train_acc": int(torch.stack(sums.correct).cpu().sum()) / sums.images,
+            "clean_train_loss": clean.loss,
+            "clean_train_acc": clean.accuracy,
+            "val_loss": validation.loss,
+            "val_acc": validation.accuracy,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_seconds": sums.seconds,
+            "images_per_second": sums.images / sums.seconds,
+            "grad_norm": float(norms.mean()) if len(norms) else None,
+            "loss_scale": self.precision.loss_scale(),
+            "skipped_steps": None if skipped is None else skipped - sums.skipped,
+        }
+        row["epoch_seconds"] = time.perf_counter() - started
+        self.history.append(row)
+        self.epoch += 1
+        self.step_in_epoch = 0
+        if validation.accuracy > self.best_val_acc:
+            self.best_val_acc, self.best_epoch = validation.accuracy, self.epoch
+            self._save_weights("best")
+        if self.epoch % self.params.checkpoint_every == 0:
+            self._save_weights(f"epoch_{self.epoch}")
+        self.save_checkpoint("last")
+        return row
+
+    # ------------------------------------------------------------------------------------------------- evaluation
+
+    @torch.no_grad()
+    def validate(self, split: str = "validation") -> Evaluation:
+        """Evaluate a split, in the precision of training.
+
+        Args:
+            split: ``validation``, ``train_clean`` or ``test``.
+
+        Returns:
+            Mean loss and accuracy over its images, and the predictions.
+        """
+        self.model.eval()
+        size = self.params.micro_batch_size or self.params.batch_size
+        losses, predicted, truths = [], [], []
+        for images, labels in eval_batches(self.data, split, size):
+            logits = self.model(images).float()
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            predicted.append(logits.argmax(dim=1))
+            truths.append(labels)
+        loss, prediction, truth = (torch.cat(parts).cpu() for parts in (losses, predicted, truths))
+        return Evaluation(
+            loss=float(loss.double().mean()),
+            accuracy=int((prediction == truth).sum()) / len(truth),
+            predictions=prediction.tolist(),
+            labels=truth.tolist(),
+        )
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self, name: str = "last") -> Path | None:
+        """Save everything that an exact resume needs; see `vitfp8.checkpoint`.
+
+        Args:
+            name: file name without suffix, in ``checkpoints/`` of the run folder.
+
+        Returns:
+            The file; None without a run folder.
+        """
+        state = {
+            "parameters": self.params.digest,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision.state_dict(),
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "sums": self.sums.state_dict(),
+            "history": self.history,
+            "best_val_acc": self.best_val_acc,
+            "best_epoch": self.best_epoch,
+            "checkpoints": self.checkpoints,
+        }
+        return self._save(name, state)
+
+    def _save_weights(self, name: str) -> None:
+        """Save the weights alone, for evaluation and for other programs."""
+        self._save(name, {"parameters": self.params.digest, "epoch": self.epoch, "model": self.model.state_dict()})
+
+    def _save(self, name: str, state: Mapping[str, Any]) -> Path | None:
+        """Save a state under a name and remember its digest."""
+        if self.folder is None:
+            return None
+        path = self.folder / "checkpoints" / f"{name}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.checkpoints[name] = save_checkpoint(state, path)
+        return path
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Continue from what `save_checkpoint` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            CheckpointError: it is damaged, or belongs to a run with other parameters.
+        """
+        state = load_checkpoint(path, device=self.device)
+        if state["parameters"] != self.params.digest:
+            raise CheckpointError(f"{path}: belongs to a run with other parameters; give another run_folder")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.precision.load_state_dict(state["precision"])
+        self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
+        self.sums = EpochSums(**state["sums"])
+        for name in ("losses", "correct", "norms"):
+            setattr(self.sums, name, [tensor.to(self.device) for tensor in getattr(self.sums, name)])
+        self.history = state["history"]
+        self.best_val_acc, self.best_epoch = state["best_val_acc"], state["best_epoch"]
+        self.checkpoints = state["checkpoints"]
+
+    def load_weights(self, name: str = "best") -> None:
+        """Load the weights that were saved under a name; nothing without a run folder.
+
+        Args:
+            name: ``best`` or ``epoch_<n>``.
+        """
+        if self.folder is not None:
+            state = load_checkpoint(self.folder / "checkpoints" / f"{name}.pt", device=self.device)
+            self.model.load_state_dict(state["model"])
+
+    # ---------------------------------------------------------------------------------------------------- details
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Turn Ctrl-C and SIGTERM into a request to stop after the running step; restore the handlers afterwards."""
+        self._stop.clear()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _frame: object) -> None:
+            if self._stop.is_set() and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop_reason = f"stopped by {signal.Signals(number).name}"
+            self._stop.set()
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _synchronize(self) -> None:
+        """Wait for the device, so that a time is a time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def _memory_advice(self) -> str:
+        """One line that names the size to try after memory ran out."""
+        size = self.params.micro_batch_size or self.params.batch_size
+        smaller = next((n for n in range(size // 2, 0, -1) if self.params.batch_size % n == 0), None)
+        if smaller is None:
+            return f"micro_batch_size: {size}: the {self.device.type} is out of memory with single images; take a smaller model"
+        return f"micro_batch_size: {size}: the {self.device.type} is out of memory; try micro_batch_size: {smaller}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether a RuntimeError says that memory ran out: CUDA has its own class, CPU and MPS only words."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -1,0 +1,1 @@
+"""The workflow around the notebooks: plan and execute runs, report, archive. Imports no torch."""
