@@ -158,7 +158,11 @@ class Experiment:
         Returns:
             The record as it stands at the end.
         """
-        monitor = SystemMonitor(interval=self.params.monitor_interval)
+        monitor = SystemMonitor(
+            interval=self.params.monitor_interval,
+            gpu=self.device.type != "cpu",  # an idle GPU's energy is not the training's
+            powermetrics=self.params.powermetrics,
+        )
 
         def epoch_done(row: dict[str, Any]) -> None:
             progress = {
@@ -225,7 +229,7 @@ def summarize(history: Sequence[Mapping[str, Any]], *, best_epoch: int, best_val
     if not history:
         return Metrics(epochs=0)
     last = history[-1]
-    steady = [row for row in history[1:]] or list(history)
+    steady = list(history[1:]) or list(history)
     epoch_seconds = [row["epoch_seconds"] for row in steady]
     clean, val = last["clean_train_acc"], last["val_acc"]
     return Metrics(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+from torch.nn import functional as F
 
 from vitfp8.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from vitfp8.data import ImageData, TrainBatches, eval_batches
@@ -237,7 +237,7 @@ class ViTTrainer:
         self.sums.images += len(images)
 
     def _look_at_losses(self, first: int) -> None:
-        """Raise `DivergenceError` for the first step from `first` on whose loss is not finite, or when the loss scale collapsed."""
+        """Raise `DivergenceError` for the first step from `first` on whose loss is not finite, or for a collapsed loss scale."""
         finite = torch.stack(self.sums.losses[first:]).isfinite()
         if not bool(finite.all()):
             step = first + int((~finite).int().argmax())

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from timm.layers import Attention
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+from torch.nn import functional as F
 
 from vitfp8.precision.formats import round_to_format
 

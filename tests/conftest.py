@@ -1,0 +1,35 @@
+"""What many tests share: the four parameter files as layers, small runs, a project folder of one's own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vitfp8.params import Layer, RunParams, read_layer, validate
+
+TOP = Path(__file__).resolve().parent.parent
+SMOKE = TOP / "params" / "presets" / "smoke.yaml"
+
+
+@pytest.fixture
+def smoke_params() -> Callable[..., RunParams]:
+    """Parameters of an experiment under the smoke preset, with overrides."""
+
+    def make(experiment: str = "BaseFP32", **overrides: object) -> RunParams:
+        layers = [read_layer(TOP / "params" / f"{experiment}.yaml"), read_layer(SMOKE)]
+        return validate([*layers, Layer("the test", {"threads": 1, "device": "cpu", **overrides})])
+
+    return make
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with copies of notebooks and parameter files, as a user's clone has them."""
+    for name in ("notebooks", "params"):
+        shutil.copytree(TOP / name, tmp_path / name)
+    shutil.copy(TOP / "CITATION.cff", tmp_path / "CITATION.cff")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
