@@ -14,6 +14,7 @@ its source, the compiler and the processor, so that machines which share a home 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -387,7 +388,9 @@ def _cache_folder() -> Path:
             return folder
     except (OSError, RuntimeError):
         pass
-    return Path(tempfile.mkdtemp(prefix="vitfp8-"))
+    folder = Path(tempfile.mkdtemp(prefix="vitfp8-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _processor() -> str:

@@ -58,7 +58,7 @@ Sources: Micikevicius et al. 2022 (arXiv 2209.05433); NVIDIA Transformer Engine;
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -210,6 +210,9 @@ class FP8Linear(nn.Linear):
             history.reset()
         return layer.train(linear.training)
 
+    # Opaque to torch.compile, which would fuse what must be rounded one operation at a time, and cannot see the compiled
+    # routine; the model around the layers is compiled all the same.
+    @torch.compiler.disable
     def forward(self, input: Tensor) -> Tensor:
         """The layer.
 
@@ -222,10 +225,7 @@ class FP8Linear(nn.Linear):
         x = input.to(BASE_FORMATS[self.base_format])
         rows = x.reshape(-1, self.in_features)
         learns = torch.is_grad_enabled()
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                out = _ThreeProducts.apply(rows, self.weight, self.bias, self, learns)
-        else:
+        with _no_autocast(x.device.type):
             out = _ThreeProducts.apply(rows, self.weight, self.bias, self, learns)
         return out.view(*x.shape[:-1], self.out_features)
 
@@ -300,7 +300,7 @@ class _ThreeProducts(torch.autograd.Function):
         gradient = gradient.contiguous()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
-        with torch.autocast(gradient.device.type, enabled=False):
+        with _no_autocast(gradient.device.type):
             along_out: Quantized | None = None
             if needs_x:
                 along_out = layer.quantize_operand("gradient", gradient, recipe.dgrad[0], 1, True)
@@ -319,6 +319,11 @@ class _ThreeProducts(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast would cast operands that are to stay as they are; entering its context takes time, so only where it is on."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
 def _save(ctx: Any, *operands: Quantized | Tensor | None) -> None:
     """Keep operands where autograd can see their tensors, so that checkpointing and offloading can take hold of them."""
     tensors: list[Tensor | None] = []
@@ -327,7 +332,7 @@ def _save(ctx: Any, *operands: Quantized | Tensor | None) -> None:
         if isinstance(operand, Quantized):
             scale = operand.scale if isinstance(operand.scale, Tensor) else None
             tensors += [operand.values, scale]
-            ctx.quantized.append(replace(operand, values=_NOTHING, scale=_NOTHING if scale is not None else operand.scale))
+            ctx.quantized.append((operand.block, operand.dequantized, None if scale is not None else operand.scale))
         else:
             tensors += [operand, None]
             ctx.quantized.append(None)
@@ -342,11 +347,10 @@ def _saved(ctx: Any) -> list[Any]:
         if quantized is None:
             operands.append(values)
         else:
-            operands.append(replace(quantized, values=values, scale=quantized.scale if scale is None else scale))
+            block, dequantized, number = quantized
+            kept = number if scale is None else scale
+            operands.append(Quantized(values=values, scale=kept, block=block, dequantized=dequantized))
     return operands
-
-
-_NOTHING = torch.empty(0)
 
 
 def _again(layer: FP8Linear, operand: str, tensor: Tensor, first: Quantized, before: Cast, cast: Cast) -> Quantized:
