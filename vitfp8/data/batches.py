@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitfp8.data.augment import AUGMENTATIONS, Augmentation, Setting
+from vitfp8.data.augment import AUGMENTATIONS, Augmentation
 from vitfp8.data.datasets import ImageData
 from vitfp8.data.draws import epoch_order
+from vitfp8.data.operations import Setting
 from vitfp8.params import InputError, suggest
 
 

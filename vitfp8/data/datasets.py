@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from vitfp8.catalog import DATASETS
 from vitfp8.data.augment import one_thread_if_small, to_device
 from vitfp8.data.draws import fixed_order
-from vitfp8.data.sources import TEST, TEST_FRACTION, TRAIN, UNSPLIT, VALIDATION, Source, decode_image, read_source
+from vitfp8.data.formats import TEST, TEST_FRACTION, TRAIN, UNSPLIT, VALIDATION, Source, decode_image
+from vitfp8.data.sources import read_source
 from vitfp8.params import InputError
 
 #: Largest share of the memory that is free at the start which the images may take, on the device or else on the host.
