@@ -240,7 +240,7 @@ extern "C" void quantize_blocks(int types, int rule, const void* x, void* out, i
 """
 
 # Strict IEEE arithmetic: no contraction, no reassociation. The rest lets a comparison be a vector instruction.
-_FLAGS = ["-O3", "-std=c++14", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+_FLAGS = ["-O3", "-std=c++14", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 _RULES = {"amax": 0, "amax_pow2": 1, "mx_floor": 2, "mx_rceil": 3}
 _FLOAT_BITS = 0x7F800000
 _SMALL = 16_384  # elements below which a second thread costs more than it saves
@@ -250,7 +250,7 @@ class CpuQuantizer:
     """The compiled routines; see `load`.
 
     Attributes:
-        description: compiler and flags, for a record.
+        description: the compiler, and whether it is threaded; for a record.
     """
 
     def __init__(self, library: ctypes.CDLL, description: str) -> None:
@@ -342,41 +342,40 @@ def load() -> CpuQuantizer | None:
     compiler = next(filter(None, (shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))), None)
     if compiler is None:
         return None
-    try:
-        path, description = _built(compiler)
-        quantizer = CpuQuantizer(ctypes.CDLL(str(path)), description)
-        _check(quantizer)
-    except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError):
-        return None
-    return quantizer
+    # PyTorch's Linux builds bring an OpenMP library into the process; left unlinked, the routine finds that one and shares
+    # its threads. Where there is none, loading fails, and one thread has to do.
+    for openmp in (["-fopenmp"], []) if sys.platform == "linux" else ([],):
+        try:
+            path, description = _built(compiler, openmp)
+            quantizer = CpuQuantizer(ctypes.CDLL(str(path)), description)
+            _check(quantizer)
+        except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError):
+            continue
+        return quantizer
+    return None
 
 
-def _built(compiler: str) -> tuple[Path, str]:
+def _built(compiler: str, openmp: list[str]) -> tuple[Path, str]:
     """The shared library, compiled now if the cache does not hold it; (path, compiler and flags)."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     version = version.splitlines()[0]
-    # PyTorch's Linux builds bring libgomp into the process; left unlinked, the routine finds that one and shares its threads.
-    threads = ["-fopenmp"] if sys.platform == "linux" and torch.backends.openmp.is_available() else []
-    attempts = [[*_FLAGS, "-march=native", *threads], [*_FLAGS, *threads], _FLAGS]
-    key = "\n".join([_SOURCE, version, *_FLAGS, *threads, torch.__version__, platform.machine(), _processor()])
+    key = "\n".join([_SOURCE, version, *_FLAGS, *openmp, platform.machine(), _processor()])
     folder = _cache_folder()
     path = folder / f"quantizer-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
     if path.exists():
-        return path, version
+        return path, f"{version}{' with OpenMP' if openmp else ''}"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         source, built = Path(scratch) / "quantizer.cpp", Path(scratch) / "quantizer.so"
         source.write_text(_SOURCE)
-        for flags in attempts:
+        for native in (["-march=native"], []):
             object_file = Path(scratch) / "quantizer.o"
-            compile_flags = [flag for flag in flags if flag != "-shared"]
             steps = [
-                [compiler, *compile_flags, "-c", str(source), "-o", str(object_file)],
-                # Linked without -fopenmp on purpose: see above.
+                [compiler, *_FLAGS, *native, *openmp, "-c", str(source), "-o", str(object_file)],
                 [compiler, "-shared", str(object_file), "-o", str(built)],
             ]
             if all(subprocess.run(step, capture_output=True, timeout=120).returncode == 0 for step in steps):
                 built.replace(path)  # whole or not at all, whoever else is compiling
-                return path, f"{version}: {' '.join(flags)}"
+                return path, f"{version}{' with OpenMP' if openmp else ''}"
     raise RuntimeError("the quantiser does not compile here")
 
 
