@@ -105,17 +105,23 @@ class Augmentation:
         setting = self.setting
         count = len(images)
         values = setting.channels * setting.side * setting.side
-        done = []
         exact = torch.autocast(setting.device.type, enabled=False)
         with torch.no_grad(), exact, one_thread_if_small(count * values, setting.device):
-            chunk = max(1, CPU_CHUNK_VALUES * torch.get_num_threads() // values) if setting.device.type == "cpu" else count
+            if setting.device.type != "cpu":
+                return self._apply(images, drawn)
+            augmented = torch.empty(count, setting.channels, setting.side, setting.side)
+            chunk = max(1, CPU_CHUNK_VALUES * torch.get_num_threads() // values)
             for start in range(0, count, chunk):
-                part = images[start : start + chunk]
-                drawn_part = {name: value[start : start + chunk] for name, value in drawn.items()}
-                for operation in self.operations:
-                    part = operation.apply(part, drawn_part, setting)
-                done.append(part)
-        return done[0] if len(done) == 1 else torch.cat(done)
+                part = slice(start, start + chunk)
+                # Copied at once, so that the next chunk works in the memory that this one leaves, which is in the cache.
+                augmented[part] = self._apply(images[part], {name: value[part] for name, value in drawn.items()})
+        return augmented
+
+    def _apply(self, images: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+        """One operation after the other."""
+        for operation in self.operations:
+            images = operation.apply(images, drawn, self.setting)
+        return images
 
 
 @contextmanager
