@@ -1,0 +1,74 @@
+"""What a record says is data: it is shown as it stands in every format, and acts in none."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+#: Never printed: control characters, lone surrogates, and those that turn the direction of text around.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
+)
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "±": r"$\pm$", "−": r"$-$", "×": r"$\times$",
+    "†": r"\dag{}", "≤": r"$\leq$", "≥": r"$\geq$", "°": r"\textdegree{}", "–": "--", "—": "---", "…": r"\dots{}",
+    "[": "{[}", "]": "{]}", "\u00a0": "~", "-": "{-}",
+}  # fmt: skip
+
+
+def one_line(value: Any, limit: int = 2000) -> str:
+    """A text on one line, without what cannot be printed, bounded.
+
+    Args:
+        value: anything that a record may hold.
+        limit: most characters.
+    """
+    text = re.sub(r"[ \t\n\r]+", " ", _UNPRINTABLE.sub(" ", str(value))).strip()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def escape_html(value: Any) -> str:
+    """A text for HTML.
+
+    Args:
+        value: anything that a record may hold.
+    """
+    return html.escape(one_line(value), quote=True)
+
+
+def escape_latex(value: Any) -> str:
+    """A text for LaTeX, in a paragraph or a table's cell; needs no package (textcomp is in the kernel).
+
+    Args:
+        value: anything that a record may hold.
+    """
+    return "".join(_LATEX.get(character, character) for character in one_line(value))
+
+
+def escape_markdown(value: Any) -> str:
+    """A text for Markdown: every character that could mean something has a backslash, or is an entity.
+
+    Args:
+        value: anything that a record may hold.
+    """
+    text = one_line(value).replace("&", "\ue001").replace("<", "\ue002").replace(">", "\ue003")
+    text = re.sub(r"([\\`*_{}\[\]#+!|~$^@])", r"\\\1", text)
+    text = re.sub(r"^([-=:]|\d+[.)])", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", text)
+    text = re.sub(r"(https?|ftp|www)([:.])", r"\1&#8203;\2", text)
+    return text.replace("\ue001", "&amp;").replace("\ue002", "&lt;").replace("\ue003", "&gt;")
+
+
+def csv_cell(value: Any) -> Any:
+    """A text for a CSV file that a spreadsheet cannot take for a formula; numbers as they are.
+
+    Args:
+        value: anything that a record may hold.
+    """
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "|")) else text

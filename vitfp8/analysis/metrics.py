@@ -1,0 +1,494 @@
+"""What a study found: its records, grouped into the cells that may be averaged.
+
+Only completed runs enter a group. A group holds runs that differ in nothing but the seed: the same experiment, variant, origin,
+parameters and kind of arithmetic. Runs of another data set or length in the same folder make a group of their own, with a label
+that says so, and are warned about.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of
+from vitfp8.params import InputError, field_notes
+from vitfp8.record import RunRecord, load_history, load_records, load_runs
+
+#: Parameters that "Augm" changes together; a contrast of augmentation lets exactly these differ.
+BUNDLE_KEYS = ("augmentation", "weight_decay", "label_smoothing", "gradient_clip", "warmup_fraction")
+
+#: Parameters that say how the arithmetic is done; a contrast of precision lets exactly these differ.
+PRECISION_KEYS = ("precision", "backend", "loss_scale", "loss_scale_interval")
+
+#: Parameters that say where a run ran: they decide bits and times, not what is compared.
+MACHINE_KEYS = ("device", "threads", "deterministic", "micro_batch_size")
+
+_IDENTITY_KEYS = ("experiment", "variant", "seed")
+
+#: Styles for what the catalogue does not know, and for further groups of one experiment.
+_SPARE_COLORS = ("#7f3c8d", "#525252", "#0072b2", "#b8860b", "#008080", "#d55e00")
+_SPARE_LINES: tuple[Any, ...] = ((0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)), (0, (5, 1, 1, 1)))
+_SPARE_MARKERS = ("P", "X", "v", "<", ">", "p", "*", "h")
+_SPARE_HATCHES = ("\\\\", "++", "oo", "--", "||", "**")
+
+
+def finite(value: Any) -> float | None:
+    """A number as a float; None for what is missing, no number, NaN or infinite.
+
+    Args:
+        value: anything that a record may hold.
+    """
+    if value is None or value is pd.NA or isinstance(value, (bool, np.bool_, str)):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def finite_values(values: Iterable[Any]) -> list[float]:
+    """Those values that are finite numbers.
+
+    Args:
+        values: anything that a record may hold.
+    """
+    return [number for number in map(finite, values) if number is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How a group is drawn: each style differs in more than its colour."""
+
+    color: str
+    linestyle: Any
+    marker: str
+    hatch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A column of the history of a group, over its seeds.
+
+    Attributes:
+        epochs: from 1.
+        mean: over the runs that have a value there.
+        low: least of the runs' values.
+        high: greatest of them.
+        n: number of runs.
+        column: which column it is.
+    """
+
+    epochs: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: int
+    column: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Completed runs that differ in their seed alone.
+
+    Attributes:
+        experiment: its name in the catalogue.
+        variant: control or point of a sweep; empty for the experiment itself.
+        origin: ``run`` or ``imported``.
+        label: what figures and tables call it.
+        parameters: deciding parameters that the runs share.
+        machine: device and processor.
+        backend: ``native``, ``emulated`` or None where the record does not say.
+        precision: effective precision.
+        style: how it is drawn.
+        runs: a row a run, of `load_runs`.
+        history: a row a run and epoch, of `load_history`.
+    """
+
+    experiment: str
+    variant: str
+    origin: str
+    label: str
+    parameters: Mapping[str, Any]
+    machine: str
+    backend: str | None
+    precision: str | None
+    style: Style
+    runs: pd.DataFrame
+    history: pd.DataFrame
+
+    @property
+    def n(self) -> int:
+        """Number of runs."""
+        return len(self.runs)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether its times, memory and energy say nothing about the format."""
+        return self.backend == "emulated"
+
+    @property
+    def marked_label(self) -> str:
+        """The label, with a dagger where times are those of emulated arithmetic."""
+        return f"{self.label} †" if self.emulated else self.label
+
+    def values(self, key: str) -> list[float]:
+        """The finite values of a column of `runs`, a run each.
+
+        Args:
+            key: the column.
+        """
+        return finite_values(self.runs[key]) if key in self.runs else []
+
+    def by_seed(self, key: str) -> dict[int | None, float]:
+        """Seed → value of a column; the seed None stands for an only run without one.
+
+        Args:
+            key: the column of `runs`.
+        """
+        found: dict[int | None, float] = {}
+        for seed, value in zip(self.runs["seed"], self.runs.get(key, [None] * self.n), strict=True):
+            number = finite(value)
+            if number is not None and (not pd.isna(seed) or self.n == 1):
+                found[None if pd.isna(seed) else int(seed)] = number
+        return found
+
+    def curve(self, *columns: str) -> Curve | None:
+        """The first of the columns that has values, by epoch; None when none has.
+
+        Args:
+            columns: of the history, in order of preference.
+        """
+        for column in columns:
+            if column not in self.history:
+                continue
+            table = self.history.assign(value=self.history[column].map(finite)).dropna(subset=["value"])
+            if table.empty:
+                continue
+            values = table.assign(value=table["value"].astype(float)).groupby("epoch")["value"]
+            frame = values.agg(["mean", "min", "max"]).sort_index()
+            return Curve(
+                epochs=frame.index.to_numpy(dtype=float), mean=frame["mean"].to_numpy(), low=frame["min"].to_numpy(),
+                high=frame["max"].to_numpy(), n=table["run"].nunique(), column=column,
+            )  # fmt: skip
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """A run that is not in the results, and why."""
+
+    run: str
+    label: str
+    seed: int | None
+    status: str
+    epochs: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class StudyResults:
+    """Everything that a study's folder holds, read once.
+
+    Attributes:
+        folder: ``executed/<study>``.
+        runs: a row a run, of `load_runs`, whatever its status.
+        history: a row a run and epoch, of `load_history`.
+        records: run → its record.
+        problems: a line for each notebook that cannot be read.
+    """
+
+    folder: Path
+    runs: pd.DataFrame
+    history: pd.DataFrame
+    records: Mapping[str, RunRecord]
+    problems: Sequence[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The study's name: that of its folder."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def _superseded(self) -> dict[str, str]:
+        """Completed runs of which another one with the same seed and parameters is later → the one that counts."""
+        latest: dict[str, pd.Series] = {}
+        older: dict[str, str] = {}
+        for _, row in self.runs[self.runs["status"] == "completed"].iterrows():
+            if pd.isna(row["seed"]):
+                continue
+            key = _group_key(self.records[row["run"]], with_seed=True)
+            other = latest.get(key)
+            if other is None or str(row.get("started") or "") >= str(other.get("started") or ""):
+                latest[key] = row
+                if other is not None:
+                    older[other["run"]] = row["run"]
+            else:
+                older[row["run"]] = other["run"]
+        return {run: older.get(other, other) for run, other in older.items()}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The groups of completed runs, in the catalogue's order; imported ones after those that were run here."""
+        completed = self.runs[(self.runs["status"] == "completed") & ~self.runs["run"].isin(list(self._superseded))]
+        keyed: dict[str, list[str]] = {}
+        for run in completed["run"]:
+            keyed.setdefault(_group_key(self.records[run]), []).append(run)
+        found = sorted(keyed.values(), key=lambda names: _order(self.records[names[0]]))
+        siblings: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        for names in found:
+            record = self.records[names[0]]
+            siblings.setdefault(_cell(record), []).append(_context(record))
+        styles = _Styles()
+        groups = []
+        for names in found:
+            record = self.records[names[0]]
+            context = _context(record)
+            suffix = _differences(context, siblings[_cell(record)])
+            groups.append(
+                Group(
+                    experiment=record.experiment,
+                    variant=record.variant,
+                    origin=record.origin,
+                    label=group_label(record.experiment, record.variant, record.origin, suffix),
+                    parameters=deciding_parameters(record),
+                    machine=str(context["machine"]),
+                    backend=record.precision.backend if record.precision else None,
+                    precision=record.precision.effective if record.precision else record.parameters.get("precision"),
+                    style=styles.take(record.experiment),
+                    runs=completed[completed["run"].isin(names)].reset_index(drop=True),
+                    history=self.history[self.history["run"].isin(names)].reset_index(drop=True),
+                )
+            )
+        return groups
+
+    @cached_property
+    def excluded(self) -> list[Excluded]:
+        """Every run that is not in the results, with its reason."""
+        rows = []
+        for _, row in self.runs.iterrows():
+            record = self.records[row["run"]]
+            reason = record.reason or ""
+            if row["status"] == "completed":
+                if row["run"] not in self._superseded:
+                    continue
+                reason = f"the same seed and parameters as {self._superseded[row['run']]}, which is later and counts"
+            rows.append(
+                Excluded(
+                    run=row["run"],
+                    label=group_label(record.experiment, record.variant, record.origin),
+                    seed=record.seed,
+                    status=record.status,
+                    epochs=_how_far(record),
+                    reason=reason or "no reason recorded",
+                )
+            )
+        return rows
+
+    def count(self, status: str) -> int:
+        """Number of runs with a status.
+
+        Args:
+            status: of `vitfp8.catalog.STATUSES`.
+        """
+        return int((self.runs["status"] == status).sum())
+
+    def status_words(self) -> str:
+        """How many runs ended how, e.g. ``3 completed, 1 diverged``."""
+        counts = Counter(self.runs["status"])
+        return ", ".join(f"{counts[key]} {key}" for key in sorted(counts, key=lambda key: (key != "completed", key))) or "no run"
+
+    @property
+    def test_images(self) -> int | None:
+        """Number of test images, where the runs agree on one."""
+        sizes = {_test_images(self.records[run]) for group in self.groups for run in group.runs["run"]} - {None}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def missing_experiments(self) -> list[str]:
+        """Those of the four core experiments without a completed run."""
+        there = {group.experiment for group in self.groups}
+        return [name for name, row in EXPERIMENTS.items() if row.core and name not in there]
+
+    def warnings(self) -> list[str]:
+        """Sentences about what must not be compared; empty when everything may."""
+        groups = [group for group in self.groups if group.origin == "run"]
+        said = []
+        free = {*BUNDLE_KEYS, *PRECISION_KEYS, *MACHINE_KEYS, *_IDENTITY_KEYS}
+        differing = [key for key in _keys(groups) if key not in free and len({_plain(g.parameters.get(key)) for g in groups}) > 1]
+        for key in differing:
+            by_value: dict[str, list[str]] = {}
+            for group in groups:
+                by_value.setdefault(_plain(group.parameters.get(key)), []).append(group.label)
+            parts = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in by_value.items())
+            said.append(f"These runs are not comparable throughout, {key.replace('_', ' ')} differs: {parts}.")
+        machines = {group.machine for group in groups}
+        if len(machines) > 1:
+            said.append(f"The runs come from different machines ({'; '.join(sorted(machines))}): their times are not compared.")
+        if {group.origin for group in self.groups} > {"run"} or any(g.origin == "imported" for g in self.groups):
+            said.append("Imported runs stand beside those that were run here; they are never averaged or compared with them.")
+        digests = {row for group in groups for row in finite_texts(group.runs.get("code_digest", []))}
+        if len(digests) > 1:
+            said.append(f"The runs were made by {len(digests)} versions of the code that decides numbers; see the provenance.")
+        return said
+
+
+def finite_texts(values: Iterable[Any]) -> list[str]:
+    """Those values that are texts and not empty.
+
+    Args:
+        values: anything that a record may hold.
+    """
+    return [value for value in values if isinstance(value, str) and value]
+
+
+def load_results(folder: str | Path) -> StudyResults:
+    """Read a study: every record of its folder.
+
+    Args:
+        folder: ``executed/<study>``.
+
+    Raises:
+        InputError: there is no folder, or no readable record in it; the line says which command makes some.
+    """
+    folder = Path(folder)
+    command = f"`vitfp8 run --study {folder.name}` executes them"
+    if not folder.is_dir():
+        raise InputError(f"study_folder: '{folder}': there is no such folder of runs; {command}")
+    pairs, problems = load_records(folder)
+    records = {path.stem: record for path, record in pairs}
+    if not records:
+        why = f" ({len(problems)} unreadable, the first: {problems[0]})" if problems else ""
+        raise InputError(f"study_folder: '{folder}': holds no record of a run{why}; {command}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same problems, listed in the analysis
+        runs, history = load_runs(folder), load_history(folder)
+    runs = runs[runs["run"].isin(list(records))].reset_index(drop=True)
+    return StudyResults(folder=folder, runs=runs, history=history, records=records, problems=problems)
+
+
+def group_label(experiment: str, variant: str = "", origin: str = "run", suffix: str = "") -> str:
+    """What figures and tables call a group.
+
+    Args:
+        experiment: its name.
+        variant: control or point of a sweep.
+        origin: ``run`` or ``imported``.
+        suffix: what else distinguishes it.
+    """
+    further = [part for part in (variant, "imported" if origin == "imported" else "", suffix) if part]
+    return label_of(experiment) + (f" ({', '.join(further)})" if further else "")
+
+
+def deciding_parameters(record: RunRecord) -> dict[str, Any]:
+    """The parameters of a run that can change its numbers, without the seed; the data's digest is one of them.
+
+    Args:
+        record: the run's record.
+    """
+    about = field_notes()
+    found = {
+        key: value
+        for key, value in record.parameters.items()
+        if key != "seed" and not (key in about and not about[key].decides)
+    }
+    if record.data.get("digest"):
+        found["data_digest"] = str(record.data["digest"])[:12]
+    return found
+
+
+def _plain(value: Any) -> str:
+    """A parameter's value as a short text."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _machine(record: RunRecord) -> str:
+    """Device and processor of a run."""
+    parts = finite_texts([record.provenance.get("device"), record.provenance.get("processor")])
+    return ", ".join(dict.fromkeys(parts)) or "unknown machine"
+
+
+def _context(record: RunRecord) -> dict[str, Any]:
+    """What the runs of a group share."""
+    backend = record.precision.backend if record.precision else None
+    return deciding_parameters(record) | {"backend": backend, "machine": _machine(record)}
+
+
+def _cell(record: RunRecord) -> tuple[str, str, str]:
+    """Experiment, variant and origin of a run."""
+    return record.experiment, record.variant, record.origin
+
+
+def _group_key(record: RunRecord, *, with_seed: bool = False) -> str:
+    """Equal for runs that may be averaged (with the seed: for repeats of one run)."""
+    return json.dumps([_cell(record), _context(record), record.seed if with_seed else None], sort_keys=True, default=str)
+
+
+def _order(record: RunRecord) -> tuple[Any, ...]:
+    """Sort key of groups."""
+    return record.origin == "imported", catalogue_order(record.experiment), record.variant, _group_key(record)
+
+
+def _differences(context: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> str:
+    """What distinguishes a group from others of the same experiment and variant."""
+    keys = {key for other in siblings for key in other}
+    differing = sorted(key for key in keys if len({_plain(other.get(key)) for other in siblings}) > 1)
+    preferred = [key for key in ("dataset", "epochs", "model", "image_size", "backend", "machine") if key in differing]
+    shown = (preferred + [key for key in differing if key not in preferred])[:2]
+    return ", ".join(f"{key.replace('_', ' ')} {_plain(context.get(key))}" for key in shown)
+
+
+def _keys(groups: Sequence[Group]) -> list[str]:
+    """Every parameter that a group states."""
+    return list(dict.fromkeys(key for group in groups for key in group.parameters))
+
+
+def _how_far(record: RunRecord) -> str:
+    """Epochs done of epochs planned."""
+    done = record.progress.get("epoch", len(record.history) or None)
+    planned = record.progress.get("epochs", record.parameters.get("epochs"))
+    return f"{'?' if done is None else done} of {'?' if planned is None else planned}"
+
+
+def _test_images(record: RunRecord) -> int | None:
+    """Number of test images of a run."""
+    labels = record.predictions.get("labels")
+    if labels:
+        return len(labels)
+    sizes = record.data.get("sizes")
+    number = finite(sizes.get("test")) if isinstance(sizes, dict) else None
+    return int(number) if number else None
+
+
+class _Styles:
+    """Hands out styles: the catalogue's first, then spare ones, so that no two groups look alike."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[str] = Counter()
+        self._colors: dict[str, str] = {}
+        self._spare = 0
+
+    def take(self, experiment: str) -> Style:
+        """The next style for an experiment."""
+        row = EXPERIMENTS.get(experiment)
+        first = self._taken[experiment] == 0
+        self._taken[experiment] += 1
+        if row is not None and first:
+            return Style(color=row.color, linestyle=row.linestyle, marker=row.marker, hatch=row.hatch)
+        color = row.color if row else self._colors.setdefault(experiment, _SPARE_COLORS[len(self._colors) % len(_SPARE_COLORS)])
+        number, self._spare = self._spare, self._spare + 1
+        return Style(
+            color=color, linestyle=_SPARE_LINES[number % len(_SPARE_LINES)],
+            marker=_SPARE_MARKERS[number % len(_SPARE_MARKERS)], hatch=_SPARE_HATCHES[number % len(_SPARE_HATCHES)],
+        )  # fmt: skip

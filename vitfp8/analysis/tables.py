@@ -1,0 +1,485 @@
+"""Tables: one object that shows itself as HTML, LaTeX (booktabs) and text, and is written as CSV with plain numbers.
+
+Cells are texts and are escaped in each format. ``±`` is a standard deviation over seeds; times, memory and energy of emulated
+arithmetic carry a dagger, because they say nothing about the format and are never compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitfp8.analysis.contrasts import ENDPOINTS, find_contrasts
+from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, one_line
+from vitfp8.analysis.metrics import Group, StudyResults, finite
+from vitfp8.analysis.statistics import LEAST_SEEDS_FOR_A_TEST, describe
+from vitfp8.catalog import AUGM_BUNDLE, EXPERIMENTS, PRECISIONS
+
+#: What stands in a cell without a value.
+MISSING = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTable:
+    """A table of texts, with the plain values beside it.
+
+    Attributes:
+        stem: name of its files.
+        columns: headers.
+        rows: texts, as many as headers each.
+        notes: sentences below the table.
+        values: what the CSV holds: numbers in base units (fractions, seconds); None: the texts.
+    """
+
+    stem: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    values: pd.DataFrame | None = None
+
+    def to_html(self) -> str:
+        """The table as an HTML fragment; nothing in it can act."""
+        head = "".join(f"<th>{escape_html(cell)}</th>" for cell in self.columns)
+        body = "\n".join(
+            "<tr>"
+            + "".join(
+                f'<t{"d" if index else "h"} style="text-align: {"right" if self._numeric(index) else "left"}">{escape_html(cell)}'
+                f"</t{'d' if index else 'h'}>"
+                for index, cell in enumerate(row)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        notes = "".join(f"<p><small>{escape_html(note)}</small></p>" for note in self.notes)
+        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{notes}"
+
+    def to_latex(self) -> str:
+        """The table as a LaTeX ``tabular`` for the package booktabs, with its notes."""
+        spec = "".join("r" if self._numeric(index) else "l" for index in range(len(self.columns)))
+        lines = [f"\\begin{{tabular}}{{{spec}}}", "\\toprule"]
+        lines += [" & ".join(map(escape_latex, self.columns)) + r" \\", "\\midrule"]
+        lines += [" & ".join(map(escape_latex, row)) + r" \\" for row in self.rows]
+        lines += ["\\bottomrule", "\\end{tabular}"]
+        lines += [f"\n\\par\\smallskip{{\\footnotesize {escape_latex(note)}\\par}}" for note in self.notes]
+        return "\n".join(lines) + "\n"
+
+    def to_text(self) -> str:
+        """The table for a terminal."""
+        cells = [[one_line(cell) for cell in row] for row in [self.columns, *self.rows]]
+        widths = [max(len(row[index]) for row in cells) for index in range(len(self.columns))]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if self._numeric(index) else cell.ljust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in cells
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([*lines, *map(one_line, self.notes)])
+
+    def to_csv(self) -> str:
+        """The plain values as CSV; a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
+        values = self.values if self.values is not None else pd.DataFrame(self.rows, columns=list(self.columns))
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow([csv_cell(str(name)) for name in values.columns])
+        for row in values.itertuples(index=False):
+            writer.writerow(["" if cell is None or cell is pd.NA or cell != cell else csv_cell(cell) for cell in row])
+        return buffer.getvalue()
+
+    def save(self, folder: Path, *endings: str) -> list[Path]:
+        """Write the table as LaTeX and CSV.
+
+        Args:
+            folder: where; made when it is not there.
+            endings: ``tex``, ``csv``; none: both.
+
+        Returns:
+            The files.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        writers: dict[str, Callable[[], str]] = {"tex": self.to_latex, "csv": self.to_csv}
+        files = [folder / f"{self.stem}.{ending}" for ending in endings or writers]
+        for file in files:
+            file.write_text(writers[file.suffix[1:]](), encoding="utf-8")
+        return files
+
+    def _numeric(self, index: int) -> bool:
+        """Whether a column reads as numbers, and so is aligned at its right."""
+        if index == 0:
+            return False
+        cells = [row[index] for row in self.rows if row[index] not in ("", MISSING)]
+        return bool(cells) and sum(cell[:1] in "0123456789+−-≤≥<" for cell in cells) >= 0.75 * len(cells)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """All three forms together (IPython's protocol)."""
+        return {"text/html": self.to_html(), "text/latex": self.to_latex(), "text/plain": self.to_text()}
+
+
+def number(value: Any, factor: float = 1.0, digits: int = 2) -> str:
+    """A number as a cell shows it, with a true minus; a dash where it is missing.
+
+    Args:
+        value: anything that a record may hold.
+        factor: from its unit to the shown one.
+        digits: after the point.
+    """
+    found = finite(value)
+    return MISSING if found is None else f"{factor * found:,.{digits}f}".replace("-", "−").replace(",", "\u00a0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """A row of the comparison.
+
+    Attributes:
+        key: column of `load_runs`; for ``text`` only a name.
+        label: with the unit.
+        factor: from the column's unit to that one.
+        digits: after the point.
+        timed: whether emulated arithmetic makes the value say nothing.
+        text: gives the cell instead, for what is no mean of numbers.
+        optional: left out where no group has it.
+    """
+
+    key: str
+    label: str
+    factor: float = 1.0
+    digits: int = 2
+    timed: bool = False
+    text: Callable[[Group], str] | None = None
+    optional: bool = False
+
+
+def mean_cell(group: Group, row: MetricRow) -> str:
+    """Mean, ± standard deviation where there are several runs, and n where not all of them have the value.
+
+    Args:
+        group: whose.
+        row: what.
+    """
+    sample = describe(group.values(row.key))
+    if sample is None:
+        return MISSING
+    text = number(sample.mean, row.factor, row.digits)
+    if sample.sd is not None:
+        text += f" ± {number(sample.sd, row.factor, row.digits)}"
+    if sample.n != group.n:
+        text += f" (n = {sample.n})"
+    return text + (" †" if row.timed and group.emulated else "")
+
+
+def _precision_cell(group: Group) -> str:
+    """Effective precision and who multiplied."""
+    name = PRECISIONS.get(group.precision or "", group.precision or MISSING)
+    return f"{name}, {group.backend}" if group.backend else name
+
+
+def _epoch_time_cell(group: Group) -> str:
+    """Mean time of an epoch ± standard deviation over the epochs (pooled over the runs)."""
+    mean = describe(group.values("epoch_seconds_mean"))
+    if mean is None:
+        return MISSING
+    spreads = group.values("epoch_seconds_sd")
+    pooled = math.sqrt(math.fsum(value**2 for value in spreads) / len(spreads)) if spreads else None
+    spread = f" ± {number(pooled)}" if pooled is not None else ""
+    return number(mean.mean) + spread + (" †" if group.emulated else "")
+
+
+def _throttled_cell(group: Group) -> str:
+    """Whether the machine slowed down, in how many runs."""
+    told = [value for value in group.runs.get("throttled", []) if isinstance(value, bool)]
+    if not told:
+        return "not measured"
+    return f"{sum(told)} of {len(told)} runs" if any(told) else "no"
+
+
+def _whole_cell(key: str) -> Callable[[Group], str]:
+    """Values of whole numbers: one when all runs agree, else the range."""
+
+    def cell(group: Group) -> str:
+        values = group.values(key)
+        if not values:
+            return MISSING
+        low, high = min(values), max(values)
+        return f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
+
+    return cell
+
+
+#: The rows of the comparison, in order.
+METRIC_ROWS: tuple[MetricRow, ...] = (
+    MetricRow(key="precision", label="Effective precision", text=_precision_cell),
+    MetricRow(key="epochs", label="Epochs", text=_whole_cell("epochs")),
+    MetricRow(key="test_acc", label="Test accuracy, last weights (%)", factor=100),
+    MetricRow(key="best_test_acc", label="Test accuracy, best weights (%)", factor=100),
+    MetricRow(key="best_val_acc", label="Best validation accuracy (%)", factor=100),
+    MetricRow(key="best_epoch", label="Best epoch", text=_whole_cell("best_epoch")),
+    MetricRow(key="final_val_acc", label="Final validation accuracy (%)", factor=100),
+    MetricRow(key="final_train_acc", label="Final training accuracy (%)", factor=100),
+    MetricRow(key="generalization_gap", label="Generalisation gap (points)", factor=100),
+    MetricRow(key="final_train_loss", label="Final training loss", digits=4),
+    MetricRow(key="final_val_loss", label="Final validation loss", digits=4),
+    MetricRow(key="skipped_steps", label="Skipped steps", text=_whole_cell("skipped_steps"), optional=True),
+    MetricRow(key="train_seconds", label="Total time (s)", digits=1, timed=True),
+    MetricRow(key="epoch_seconds_mean", label="Time an epoch, ± over epochs (s)", text=_epoch_time_cell),
+    MetricRow(key="images_per_second", label="Images a second", digits=0, timed=True),
+    MetricRow(key="cpu_percent_mean", label="CPU, mean (%)", digits=0, timed=True),
+    MetricRow(key="cpu_percent_max", label="CPU, maximum (%)", digits=0, timed=True),
+    MetricRow(key="memory_percent_mean", label="Memory, mean (%)", digits=0, timed=True),
+    MetricRow(key="memory_percent_max", label="Memory, maximum (%)", digits=0, timed=True),
+    MetricRow(key="process_rss_bytes_max", label="Memory of the process, maximum (GB)", factor=1e-9, timed=True, optional=True),
+    MetricRow(key="gpu_utilization_percent_mean", label="GPU, mean (%)", digits=0, timed=True, optional=True),
+    MetricRow(key="gpu_memory_used_bytes_max", label="GPU memory, maximum (GB)", factor=1e-9, timed=True, optional=True),
+    MetricRow(key="gpu_power_watts_mean", label="GPU power, mean (W)", digits=0, timed=True, optional=True),
+    MetricRow(key="energy_joules", label="Energy (kJ)", factor=1e-3, timed=True, optional=True),
+    MetricRow(key="throttled", label="Throttled", text=_throttled_cell),
+)
+
+
+def _runs_cell(results: StudyResults, group: Group) -> str:
+    """Number of runs, and of those that diverged beside them."""
+    diverged = diverged_beside(results, group)
+    return f"{group.n}" + (f" ({diverged} more diverged)" if diverged else "")
+
+
+def diverged_beside(results: StudyResults, group: Group) -> int:
+    """Number of diverged runs of the same experiment, variant and origin.
+
+    Args:
+        results: the study.
+        group: whose.
+    """
+    runs = results.runs
+    same = (runs["experiment"] == group.experiment) & (runs["variant"] == group.variant) & (runs["origin"] == group.origin)
+    return int((same & (runs["status"] == "diverged")).sum())
+
+
+_COMPARISON_COLUMNS = [
+    "metric", "experiment", "variant", "origin", "group", "backend", "n", "mean", "sd", "ci_low", "ci_high", "min", "max",
+]  # fmt: skip
+
+
+def comparison(results: StudyResults, groups: Sequence[Group] | None = None, stem: str = "comparison") -> ReportTable:
+    """The comparison: a row a metric, a column an experiment. The CSV has a row a metric and experiment.
+
+    Args:
+        results: the study.
+        groups: which; None: all.
+        stem: name of its files.
+    """
+    groups = results.groups if groups is None else groups
+    rows = [["Runs (n)", *(_runs_cell(results, group) for group in groups)]] if groups else []
+    for row in METRIC_ROWS:
+        if not groups or (row.optional and not any(group.values(row.key) for group in groups)):
+            continue
+        rows.append([row.label, *((row.text(group) if row.text else mean_cell(group, row)) for group in groups)])
+    notes = ["Training accuracy and loss: on a fixed clean subset of the training images in evaluation mode, where recorded."]
+    if any(group.n > 1 for group in groups):
+        notes.insert(0, "± is the standard deviation over n runs with different seeds.")
+    elif groups:
+        notes.insert(0, "One run per cell: these numbers have no spread, and differences between them may be chance.")
+    if any(group.emulated for group in groups):
+        notes.append("† emulated arithmetic: times, memory and energy are shown, and are not to be compared.")
+    values = [
+        [
+            row.key, group.experiment, group.variant, group.origin, group.label, group.backend,
+            sample.n, sample.mean, sample.sd, sample.low, sample.high, sample.minimum, sample.maximum,
+        ]
+        for row in METRIC_ROWS
+        for group in groups
+        if (sample := describe(group.values(row.key))) is not None
+    ]  # fmt: skip
+    return ReportTable(
+        stem=stem,
+        columns=["Metric", *(group.label for group in groups)],
+        rows=rows,
+        notes=notes,
+        values=pd.DataFrame(values, columns=_COMPARISON_COLUMNS),
+    )
+
+
+def core_comparison(results: StudyResults) -> ReportTable:
+    """The comparison of the study's four core experiments alone, as ``metrics_comparison_4exp``.
+
+    Args:
+        results: the study.
+    """
+    core = {name for name, row in EXPERIMENTS.items() if row.core}
+    groups = [group for group in results.groups if group.origin == "run" and not group.variant and group.experiment in core]
+    return comparison(results, groups, stem="metrics_comparison_4exp")
+
+
+def contrast_table(results: StudyResults) -> ReportTable:
+    """Paired differences of the primary endpoint, with confidence interval and test where there are seeds enough.
+
+    Args:
+        results: the study.
+    """
+    contrasts, _ = find_contrasts(results)
+    rows, values = [], []
+    for contrast in contrasts:
+        sample, paired = contrast.paired.sample, contrast.paired
+        interval = MISSING if sample.low is None else f"{number(sample.low, 100)} to {number(sample.high, 100)}"
+        tested = paired.n >= LEAST_SEEDS_FOR_A_TEST and paired.p is not None
+        p = f"{paired.p:.3g}" if tested else f"none: n < {LEAST_SEEDS_FOR_A_TEST}"
+        rows.append([
+            contrast.label, contrast.factor, str(paired.n), number(sample.mean, 100), interval, p,
+            f"{contrast.adjusted_p:.3g}" if contrast.adjusted_p is not None else MISSING,
+        ])  # fmt: skip
+        values.append({
+            "first": contrast.first.experiment, "second": contrast.second.experiment, "label": contrast.label,
+            "factor": contrast.factor, "endpoint": contrast.endpoint, "n": paired.n,
+            "seeds": " ".join(MISSING if seed is None else str(seed) for seed in paired.seeds),
+            "difference_mean": sample.mean, "difference_sd": sample.sd, "ci_low": sample.low, "ci_high": sample.high,
+            "sign_flip_p": paired.p if tested else None, "holm_p": contrast.adjusted_p, "least_p": paired.least_p,
+        })  # fmt: skip
+    used = {contrast.endpoint for contrast in contrasts}
+    endpoints = " or, where it is not known, ".join(words for key, words in ENDPOINTS.items() if key in used)
+    notes = [f"Differences of {endpoints}, in points."] if contrasts else []
+    if any(contrast.factor == "Augm" for contrast in contrasts):
+        notes.append(f"“Augm” is a bundle: {AUGM_BUNDLE} change together.")
+    columns = ["Contrast", "Factor", "n", "Mean", "95 % interval", "p", "p (Holm)"]
+    return ReportTable(stem="contrasts", columns=columns, rows=rows, notes=notes, values=pd.DataFrame(values))
+
+
+def not_in_results(results: StudyResults) -> ReportTable:
+    """The runs that no mean contains: diverged (a result, counted), interrupted, failed, superseded, and why.
+
+    Args:
+        results: the study.
+    """
+    rows = [[row.run, row.label, row.status, row.epochs, one_line(row.reason, 300)] for row in results.excluded]
+    rows += [[MISSING, MISSING, "unreadable", MISSING, one_line(problem, 300)] for problem in results.problems]
+    return ReportTable(stem="not_in_results", columns=["Run", "Experiment", "Status", "Epochs", "Reason"], rows=rows)
+
+
+def precision_table(results: StudyResults) -> ReportTable:
+    """Requested and effective precision of each completed run; runs that agree share a row.
+
+    Args:
+        results: the study.
+    """
+    counted: dict[tuple[str, ...], int] = {}
+    for group in results.groups:
+        for run in group.runs["run"]:
+            p = results.records[run].precision
+            if p is None:
+                asked = PRECISIONS.get(str(group.precision), str(group.precision or MISSING))
+                cells = (group.label, asked, MISSING, MISSING, MISSING, "the record does not say what ran")
+            else:
+                converted = f"{sum(layer.converted for layer in p.layers)} of {len(p.layers)}" if p.layers else MISSING
+                asked, ran = (PRECISIONS.get(name, name) for name in (p.requested, p.effective))
+                cells = (group.label, asked, ran, p.backend, converted, one_line(p.reason, 300) or MISSING)
+            counted[cells] = counted.get(cells, 0) + 1
+    rows = [[cells[0], str(count), *cells[1:]] for cells, count in counted.items()]
+    columns = ["Experiment", "Runs", "Requested", "Effective", "Backend", "Layers converted", "Reason"]
+    return ReportTable(stem="effective_precision", columns=columns, rows=rows)
+
+
+def provenance_table(results: StudyResults) -> ReportTable:
+    """Where each number comes from: the executed notebook, the code and the data.
+
+    Args:
+        results: the study.
+    """
+    rows, values = [], []
+    for group in results.groups:
+        for run, path in zip(group.runs["run"], group.runs["path"], strict=True):
+            record = results.records[run]
+            about = record.provenance
+            commit = str(about.get("commit") or "")
+            dirty = " + changes" if about.get("dirty") else ""
+            digests = [str(about.get("code_digest") or ""), str(record.data.get("digest") or "")]
+            seed = MISSING if record.seed is None else str(record.seed)
+            rows.append([
+                Path(path).name, group.label, seed, (commit[:10] or MISSING) + dirty,
+                *(digest[:10] or MISSING for digest in digests),
+            ])  # fmt: skip
+            values.append({
+                "notebook": Path(path).as_posix(), "experiment": record.experiment, "variant": record.variant,
+                "seed": record.seed,
+                "commit": commit or None, "dirty": about.get("dirty"), "code_digest": digests[0] or None,
+                "data_digest": digests[1] or None, "parameters_digest": record.parameters_digest, "started": record.started,
+                "finished": record.finished,
+            })  # fmt: skip
+    columns = ["Executed notebook", "Experiment", "Seed", "Commit", "Code digest", "Data digest"]
+    notes = [f"The notebooks lie in {results.folder.as_posix()}; digests and commits are shortened here, whole in the CSV."]
+    return ReportTable(stem="provenance", columns=columns, rows=rows, notes=notes, values=pd.DataFrame(values))
+
+
+def runs_table(results: StudyResults) -> ReportTable:
+    """Every run with all its figures, whatever its status: a row a run, for further work.
+
+    Args:
+        results: the study.
+    """
+    rows = [[str(cell) for cell in row] for row in results.runs.itertuples(index=False)]
+    return ReportTable(stem="runs", columns=list(results.runs.columns), rows=rows, values=results.runs)
+
+
+def write_tables(results: StudyResults, report_folder: Path) -> list[Path]:
+    """Write every table: ``tables/*.tex|csv`` and ``metrics_comparison_4exp.tex``.
+
+    Args:
+        results: the study.
+        report_folder: ``report/<study>``.
+
+    Returns:
+        The files.
+    """
+    folder = report_folder / "tables"
+    files: list[Path] = []
+    for make in (comparison, contrast_table, not_in_results, precision_table, provenance_table):
+        files += make(results).save(folder)
+    files += runs_table(results).save(folder, "csv")
+    files += core_comparison(results).save(report_folder, "tex")
+    return files
+
+
+def show_table(table: ReportTable, empty: str = "", lead: str = "") -> None:
+    """Display a table in a notebook, or the sentence that stands for an empty one.
+
+    Args:
+        table: what.
+        empty: Markdown, when the table has no row.
+        lead: Markdown before the table; left out with it.
+    """
+    from IPython.display import Markdown, display
+
+    if text := lead if table.rows else empty:
+        display(Markdown(text))
+    if table.rows:
+        display(table)
+
+
+def precision_summary(report: Mapping[str, Any]) -> ReportTable:
+    """What was asked for and what really runs, with the layers that are treated alike in one row.
+
+    Args:
+        report: a record's precision: requested, effective, backend, reason, product_dtype, evaluation, loss_scaling,
+            switches, and layers with name, type, format, converted and reason.
+    """
+    names = (
+        ("requested", "Requested"), ("effective", "Effective"), ("backend", "Backend"), ("reason", "Reason"),
+        ("product_dtype", "Products computed in"), ("evaluation", "Validation and test"), ("loss_scaling", "Loss scaling"),
+    )  # fmt: skip
+    rows = [[label, one_line(report[key]) if report.get(key) is not None else "none"] for key, label in names if key in report]
+    rows += [[one_line(key), one_line(value)] for key, value in dict(report.get("switches") or {}).items()]
+    layers = [layer if isinstance(layer, Mapping) else layer.model_dump() for layer in report.get("layers") or []]
+    alike = Counter(
+        (str(layer.get("type")), str(layer.get("format")), bool(layer.get("converted")), str(layer.get("reason") or ""))
+        for layer in layers
+    )
+    for (kind, fmt, converted, reason), count in alike.items():
+        said = PRECISIONS.get(fmt, fmt) + ("" if converted else ", not converted") + (f": {reason}" if reason else "")
+        rows.append([f"{count} × {kind}", said])
+    return ReportTable(stem="precision", columns=["Precision", "What really runs"], rows=rows)
