@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import statistics
+import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +74,21 @@ def set_determinism(params: RunParams, device: torch.device) -> dict[str, Any]:
     if device.type == "cuda" and params.deterministic:
         return {"promised": False, "level": "deterministic algorithms where CUDA has them; the same GPU model usually repeats"}
     return {"promised": False, "level": "the order of sums is not fixed on this device"}
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse large freed blocks instead of returning them to the system; elsewhere nothing happens.
+
+    A training step allocates the same large tensors again and again. Fetched anew each time, their pages cost emulated FP16 about
+    a fifth of its speed. Decides no number.
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        library.mallopt(mmap_threshold, 2**30)
+        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def check_experiment(params: RunParams) -> None:
@@ -281,6 +299,7 @@ def prepare_experiment(params: RunParams) -> Experiment:
     """
     check_experiment(params)
     device = resolve_device(params.device)
+    keep_freed_memory()
     determinism = set_determinism(params, device)
     data = load_data(
         dataset=params.dataset,

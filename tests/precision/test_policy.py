@@ -44,8 +44,8 @@ def gradients(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, scal
 @pytest.mark.parametrize(("format", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_emulated_training_step_agrees_with_native_dtype_within_summation_order(twins, format, dtype) -> None:
     native, emulated, images, labels = twins
-    replace_layers(native, Arithmetic(format=format, dtype=dtype, emulated=False, low_results=True))
-    replace_layers(emulated, Arithmetic(format=format, dtype=torch.float32, emulated=True, low_results=True))
+    replace_layers(native, Arithmetic(format=format, dtype=dtype, on_grid=False, low_results=True))
+    replace_layers(emulated, Arithmetic(format=format, dtype=torch.float32, on_grid=True, low_results=True))
     with torch.no_grad():
         plain, low = native(images).float(), emulated(images)
     assert torch.equal(low, round_to_format(low, format)), "logits are not on the format's grid"
@@ -63,8 +63,8 @@ def test_one_emulated_fp16_linear_layer_equals_native_half_but_for_the_order_of_
     torch.manual_seed(0)
     layer, x = nn.Linear(768, 256), torch.randn(256, 768)
     emulated, native = copy.deepcopy(nn.Sequential(layer)), copy.deepcopy(nn.Sequential(layer))
-    replace_layers(emulated, Arithmetic(format="fp16", dtype=torch.float32, emulated=True, low_results=True))
-    replace_layers(native, Arithmetic(format="fp16", dtype=torch.float16, emulated=False, low_results=True))
+    replace_layers(emulated, Arithmetic(format="fp16", dtype=torch.float32, on_grid=True, low_results=True))
+    replace_layers(native, Arithmetic(format="fp16", dtype=torch.float16, on_grid=False, low_results=True))
     ours, theirs = emulated(x), native(x).float()
     assert (ours == theirs).float().mean() > 0.997
     assert ((ours - theirs).abs() <= 2.0**-10 * theirs.abs().clamp(min=2.0**-4)).all(), "one step of the grid at most"
@@ -72,7 +72,7 @@ def test_one_emulated_fp16_linear_layer_equals_native_half_but_for_the_order_of_
 
 def test_emulated_fp16_gradients_underflow_as_half_does() -> None:
     layer = nn.Sequential(nn.Linear(4, 4, bias=False))
-    replace_layers(layer, Arithmetic(format="fp16", dtype=torch.float32, emulated=True, low_results=True))
+    replace_layers(layer, Arithmetic(format="fp16", dtype=torch.float32, on_grid=True, low_results=True))
     x = torch.ones(1, 4, requires_grad=True)
     (layer(x).sum() * 1e-9).backward()
     assert torch.equal(x.grad, torch.zeros(1, 4)), "a gradient of 1e-9 is below half's smallest subnormal"

@@ -2,57 +2,27 @@
 
 Autocast's rules (PyTorch's "CUDA ops that can autocast to float16"): linear layers, convolutions and attention products take low
 operands and give low results; layer norm, softmax and the loss are FP32; GELU and adds follow their inputs. CPU autocast has
-other rules, so the rules are written out here once, as three verbs of `Arithmetic`, and the layers below use them:
+other rules, so the rules are written out here once, as the verbs of `Arithmetic`, and the layers below use them:
 
-``operand``
-    a tensor becomes an operand of a product: cast to the format (native), or rounded onto its grid (emulated).
-``product``
-    a product's result: already in the format (native), or rounded onto its grid (emulated). Its gradient is the left operand of
-    both backward products, so it is rounded too.
-``elementwise``
-    the result of a function that follows its input, such as GELU.
+``linear``, ``convolution``
+    take operands of any dtype, cast them (native) or round them onto the grid (emulated), and give a result in the format.
+``gelu``
+    follows its input.
+``attention``
+    both products in the format, softmax in FP32.
 
-Emulated, every tensor stays in an FP32 container and autograd rounds gradients where a native tensor of the format would hold
-them, so that emulated FP16 differs from native half only by the order of sums. Native, the same layers run with real casts.
+Emulated, every tensor stays in an FP32 container (`vitfp8.precision.emulated`) and is rounded wherever a native tensor of the
+format would hold it, so that emulated FP16 differs from native half only by the order of sums.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfp8.precision.formats import round_to_format
-
-
-class _RoundOperand(torch.autograd.Function):
-    """Round forward; round the gradient too where results of products are in the format."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, name: str, round_gradient: bool) -> Tensor:
-        ctx.name = name if round_gradient else None
-        return round_to_format(x, name, saturate=False)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return (round_to_format(gradient, ctx.name, saturate=False) if ctx.name else gradient), None, None
-
-
-class _RoundGradient(torch.autograd.Function):
-    """Leave the value; round the gradient, which is an operand of the backward products."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
-        ctx.name = name
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return round_to_format(gradients[0], ctx.name, saturate=False), None
+from vitfp8.precision import emulated
 
 
 class Arithmetic:
@@ -61,36 +31,44 @@ class Arithmetic:
     Args:
         format: the operands' format, e.g. ``fp16``; a key of `vitfp8.precision.FORMATS`, or ``fp32``.
         dtype: the dtype of operands on the device; ``torch.float32`` when emulated.
-        emulated: whether operands are rounded onto the grid.
+        on_grid: whether products are emulated: operands are rounded onto the grid.
         low_results: whether products give results in the format too (FP16, BF16) or in FP32 (TF32).
     """
 
-    def __init__(self, *, format: str, dtype: torch.dtype, emulated: bool, low_results: bool) -> None:
+    def __init__(self, *, format: str, dtype: torch.dtype, on_grid: bool, low_results: bool) -> None:
         self.format = format
         self.dtype = dtype
-        self.emulated = emulated
         self.low_results = low_results
+        self.grid = emulated.Grid(format, low_results) if on_grid else None
 
-    @property
-    def is_fp32(self) -> bool:
-        """Whether nothing is to be rounded or cast."""
-        return not self.emulated and self.dtype == torch.float32
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``x weightᵀ + bias``. ``[..., in] → [..., out]``, in the result format."""
+        if self.grid:
+            return emulated.linear(x, weight, bias, self.grid)
+        return F.linear(x.to(self.dtype), weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
 
-    def operand(self, x: Tensor) -> Tensor:
-        """`x` as an operand of a product; any shape, same shape."""
-        if self.emulated:
-            return _RoundOperand.apply(x, self.format, self.low_results)
-        return x.to(self.dtype)
+    def convolution(self, x: Tensor, layer: nn.Conv2d) -> Tensor:
+        """The layer's convolution of `x`. ``[B, C, H, W] → [B, D, H', W']``, in the result format."""
+        if self.grid:
+            return emulated.convolution(x, layer, self.grid)
+        bias = None if layer.bias is None else layer.bias.to(self.dtype)
+        return layer._conv_forward(x.to(self.dtype), layer.weight.to(self.dtype), bias)
 
-    def product(self, y: Tensor) -> Tensor:
-        """`y`, the result of a product of operands; any shape, same shape."""
-        if not self.emulated:
-            return y
-        return _RoundOperand.apply(y, self.format, True) if self.low_results else _RoundGradient.apply(y, self.format)
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        """GELU of `x` in its own format; same shape."""
+        return emulated.gelu(x, approximate, self.grid) if self.grid else F.gelu(x, approximate=approximate)
 
-    def elementwise(self, y: Tensor) -> Tensor:
-        """`y`, the result of a function that follows its input's dtype."""
-        return _RoundOperand.apply(y, self.format, True) if self.emulated and self.low_results else y
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:
+        """Softmax attention. ``[B, H, N, D]`` each, result the same."""
+        if self.grid:
+            if dropout:
+                raise NotImplementedError("attention dropout is not emulated")
+            return emulated.attention(query, key, value, scale, self.grid)
+        query, key, value = query.to(self.dtype), key.to(self.dtype), value.to(self.dtype)
+        if query.device.type != "cpu":
+            return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        scores = (query * scale) @ key.transpose(-2, -1)
+        return F.dropout(scores.float().softmax(dim=-1), dropout).to(self.dtype) @ value
 
 
 class LowPrecisionLinear(nn.Linear):
@@ -100,9 +78,7 @@ class LowPrecisionLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, in the arithmetic's result format."""
-        a = self.arithmetic
-        bias = a.operand(self.bias) if self.bias is not None else None
-        return a.product(F.linear(a.operand(x), a.operand(self.weight), bias))
+        return self.arithmetic.linear(x, self.weight, self.bias)
 
 
 class LowPrecisionConv2d(nn.Conv2d):
@@ -112,9 +88,7 @@ class LowPrecisionConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution's output, in the arithmetic's result format."""
-        a = self.arithmetic
-        bias = a.operand(self.bias) if self.bias is not None else None
-        return a.product(self._conv_forward(a.operand(x), a.operand(self.weight), bias))
+        return self.arithmetic.convolution(x, self)
 
 
 class LowPrecisionGELU(nn.GELU):
@@ -124,7 +98,7 @@ class LowPrecisionGELU(nn.GELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """GELU of `x`; same shape and format."""
-        return self.arithmetic.elementwise(F.gelu(x, approximate=self.approximate))
+        return self.arithmetic.gelu(x, self.approximate)
 
 
 class PreciseAttention(Attention):
@@ -140,21 +114,12 @@ class PreciseAttention(Attention):
         """Attend; masks are not used by Vision Transformers and refused."""
         if attn_mask is not None or is_causal:
             raise NotImplementedError("attention masks are not supported here")
-        a = self.arithmetic
         batch, tokens, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
-        query, key = a.operand(self.q_norm(query)), a.operand(self.k_norm(key))
-        value = a.operand(value)
         dropout = self.attn_drop.p if self.training else 0.0
-        if x.device.type == "cpu" or a.emulated:
-            query = a.elementwise(query * self.scale)
-            scores = a.product(query @ key.transpose(-2, -1))
-            attention = F.dropout(scores.float().softmax(dim=-1), dropout)
-            y = a.product(a.operand(attention) @ value)
-        else:
-            y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        y = self.arithmetic.attention(self.q_norm(query), self.k_norm(key), value, self.scale, dropout)
         y = self.norm(y.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         if gate is not None:
             y = y * gate

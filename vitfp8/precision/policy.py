@@ -289,7 +289,7 @@ def prepare(
     arithmetic = Arithmetic(
         format=row.format,
         dtype=torch.float32 if emulated else row.dtype,
-        emulated=emulated,
+        on_grid=emulated,
         low_results=row.low_results,
     )
     replace_layers(model, arithmetic)

@@ -22,6 +22,7 @@ from typing import Any
 import papermill
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.paths import jupyter_runtime_dir
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
@@ -66,6 +67,12 @@ class _ThisInterpreter(KernelSpecManager):
         return KernelSpec(argv=argv, display_name="Python 3 (ipykernel)", language="python")
 
 
+def _transport() -> str:
+    """Sockets in the file system where their paths are short enough: no port to collide on, nobody else can listen."""
+    longest = len(jupyter_runtime_dir()) + len("/kernel-00000000-0000-0000-0000-000000000000-ipc-99999")
+    return "ipc" if os.name == "posix" and longest < 100 else "tcp"
+
+
 class _Engine(NBClientEngine):
     """Papermill's engine with our kernel manager, which it hands to whoever must interrupt."""
 
@@ -79,7 +86,7 @@ class _Engine(NBClientEngine):
         **options: Any,
     ) -> Any:
         """Execute the notebook of `nb_man`; see papermill."""
-        manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=_ThisInterpreter())
+        manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=_ThisInterpreter(), transport=_transport())
         on_kernel(manager)
         client = PapermillNotebookClient(
             nb_man,
@@ -89,6 +96,7 @@ class _Engine(NBClientEngine):
             kernel_name=kernel_name,
             log_output=False,
         )
+        client.owns_km = True  # so that the kernel is shut down at the end, as one that nbclient started itself
         return client.execute(env=environment)
 
 

@@ -1,0 +1,134 @@
+"""The house: imports point one way, torch-free modules load no torch, names and notebooks are as promised."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent
+PACKAGE = TOP / "vitfp8"
+
+#: Room → rooms that it may import. Anything else is a wall.
+MAY_IMPORT = {
+    "catalog": set(),
+    "params": {"catalog"},
+    "record": {"catalog", "params"},
+    "data": {"catalog", "params"},
+    "model": {"catalog", "params"},
+    "precision": {"catalog", "params"},
+    "monitor": {"params"},
+    "checkpoint": {"params"},
+    "trainer": {"params", "data", "model", "precision", "checkpoint"},
+    "experiment": {"catalog", "params", "record", "data", "model", "precision", "monitor", "checkpoint", "trainer"},
+    "analysis": {"catalog", "params", "record"},
+    # preflight asks the machine inside a function; the arrow to experiment is that question
+    "workflow": {"catalog", "params", "record", "analysis", "experiment"},
+    "cli": {"catalog", "params", "record", "analysis", "workflow", "monitor"},
+    "__main__": {"cli"},
+    "__init__": {"params", "record", "trainer"},
+}
+
+TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.record", "vitfp8.analysis", "vitfp8.workflow.runner",
+              "vitfp8.workflow.report", "vitfp8.workflow.preflight", "vitfp8.monitor", "vitfp8.cli")  # fmt: skip
+
+TEMPLATES = sorted((TOP / "notebooks").glob("*.ipynb"))
+
+
+def room_of(module: str) -> str:
+    """The room that a dotted module name belongs to."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms that a module imports, wherever in the file."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"vitfp8.{alias.name}" for alias in node.names] if node.module == "vitfp8" else [node.module]
+        rooms |= {room_of(name) for name in names if name == "vitfp8" or name.startswith("vitfp8.")}
+    return rooms
+
+
+def all_modules() -> list[Path]:
+    """Every module of the package."""
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", all_modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_one_way(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert imported_rooms(path) - {room} <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_torch_free_modules_load_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_help_loads_neither_torch_nor_the_notebook_machinery() -> None:
+    code = (
+        "import sys\nfrom vitfp8.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'papermill', 'nbconvert', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_the_trainer_names_no_dtype() -> None:
+    source = (PACKAGE / "trainer.py").read_text()
+    assert not re.search(r"float16|bfloat16|float8|autocast|\.half\(", source)
+
+
+OLD_NAMES = re.compile(
+    r"baseline_fp32|exp1_baseline|experiment2_regularized|exp2_regularized|experiment3_fp16|exp3_fp16_fixed|exp4_fp8_test"
+)
+
+
+def test_no_old_experiment_name_stands_in_active_code() -> None:
+    """The importer, when there is one, is the one place that knows them."""
+    places = [*all_modules(), *TEMPLATES, *(TOP / "params").rglob("*.yaml"), *(TOP / "benchmarks").rglob("*.py")]
+    assert [path for path in places if OLD_NAMES.search(path.read_text()) and "import" not in path.stem] == []
+
+
+def test_every_public_definition_has_a_docstring_and_so_have_the_trainers_private_ones() -> None:
+    missing = []
+    for path in all_modules():
+        strict = path.name == "trainer.py" or path.parent.name == "monitor"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or ast.get_docstring(node):
+                continue
+            dunder = node.name.startswith("__") and node.name.endswith("__")
+            if (strict and not dunder) or not node.name.startswith("_"):
+                missing.append(f"{path.relative_to(TOP)}: {node.name}")
+    # functions inside functions are part of their function
+    nested = {"remember", "work", "epoch_done", "ask", "print_line", "forward", "backward"}
+    assert [name for name in missing if name.split(": ")[1] not in nested] == []
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_templates_have_no_outputs_and_short_cells_without_classes_functions_or_loops(path: Path) -> None:
+    notebook = json.loads(path.read_text())
+    tagged = 0
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        source = "".join(cell["source"])
+        if "parameters" in cell["metadata"].get("tags", []):
+            tagged += 1
+            continue
+        assert len(source.splitlines()) <= 16, source
+        for node in ast.walk(ast.parse(source)):
+            assert not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.While)), source
+    assert tagged == 1
