@@ -13,7 +13,8 @@ from vitfp8.params import InputError
 from vitfp8.precision import cpu_quantizer
 from vitfp8.precision.formats import FORMATS, sqnr
 from vitfp8.precision.fp8_linear import FP8Linear, native_support
-from vitfp8.precision.recipes import RECIPES, quantize
+from vitfp8.precision.quantizer import quantize
+from vitfp8.precision.recipes import RECIPES
 
 NAMES = [name for name in RECIPES if name != "mxfp8"]
 INF, NAN = float("inf"), float("nan")

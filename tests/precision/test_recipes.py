@@ -12,15 +12,8 @@ from torch import Tensor
 from vitfp8.params import InputError
 from vitfp8.precision import cpu_quantizer
 from vitfp8.precision.formats import FORMATS, encode_e8m0, round_to_format, sqnr
-from vitfp8.precision.recipes import (
-    RECIPES,
-    AmaxHistory,
-    Cast,
-    amax_of,
-    quantize,
-    recipe_named,
-    scale_from_amax,
-)
+from vitfp8.precision.quantizer import AmaxHistory, amax_of, quantize, scale_from_amax
+from vitfp8.precision.recipes import RECIPES, Cast, recipe_named
 
 INF, NAN = float("inf"), float("nan")
 E4M3, E5M2 = FORMATS["e4m3"], FORMATS["e5m2"]

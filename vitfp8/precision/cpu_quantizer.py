@@ -4,7 +4,7 @@ Emulated FP8 spends its extra time on quantisation: find the amax, scale, round 
 tensor once for each of about eight operations, and a cast *from* an FP8 dtype is slower still. The routine below does the same
 float32 arithmetic in one or two passes with OpenMP, in PyTorch's own thread pool.
 
-It is an accelerator and decides no number: `vitfp8.precision.recipes` holds the same arithmetic as eager PyTorch, which runs
+It is an accelerator and decides no number: `vitfp8.precision.quantizer` holds the same arithmetic as eager PyTorch, which runs
 wherever `load` returns None (no compiler, another device, ``VITFP8_CPU_QUANTIZER=0``), and the tests hold both to the same bits.
 That is why the flags forbid contraction to fused multiply-adds and anything that reassociates.
 

@@ -66,7 +66,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vitfp8.params import InputError, suggest
-from vitfp8.precision.recipes import AmaxHistory, Cast, Quantized, Recipe, quantize, recipe_named
+from vitfp8.precision.quantizer import AmaxHistory, Quantized, quantize
+from vitfp8.precision.recipes import Cast, Recipe, recipe_named
 
 Observer = Callable[[str, Tensor, Tensor, Tensor], None]
 """Called with (operand, high-precision tensor, its grid values as float32, its scale, which broadcasts against them).
