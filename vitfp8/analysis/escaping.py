@@ -58,7 +58,7 @@ def escape_markdown(value: Any) -> str:
     text = one_line(value).replace("&", "\ue001").replace("<", "\ue002").replace(">", "\ue003")
     text = re.sub(r"([\\`*_{}\[\]#+!|~$^@])", r"\\\1", text)
     text = re.sub(r"^([-=:]|\d+[.)])", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", text)
-    text = re.sub(r"(https?|ftp|www)([:.])", r"\1&#8203;\2", text)
+    text = re.sub(r":(?=\S)", "&#58;", text).replace("www.", "www&#46;")  # bare addresses become no links
     return text.replace("\ue001", "&amp;").replace("\ue002", "&lt;").replace("\ue003", "&gt;")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure as _MatplotlibFigure
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 #: Width of a figure in inches: the text block of the report, so that fonts keep their size.
@@ -82,11 +83,19 @@ class Figure(_MatplotlibFigure):
             buffer = io.BytesIO()
             with matplotlib.rc_context(STYLE):
                 if not self._files:
-                    self.draw_without_rendering()
-                    self.set_layout_engine("none")
+                    self._lay_out()
                 self.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
             self._files[kind, dpi] = buffer.getvalue()
         return self._files[kind, dpi]
+
+    def _lay_out(self) -> None:
+        """Place everything for good; rounded, since the solver's last bits follow addresses in memory."""
+        self.draw_without_rendering()
+        self.set_layout_engine("none")
+        for part in self.subfigs:
+            part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))
+        for ax in self.axes:
+            ax.set_position(Bbox(ax.get_position(original=True).get_points().round(6)))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """PNG for HTML, PDF for LaTeX and Typst, words for a terminal (IPython's protocol)."""

@@ -320,8 +320,8 @@ class StudyResults:
         there = {group.experiment for group in self.groups}
         return [name for name, row in EXPERIMENTS.items() if row.core and name not in there]
 
-    def warnings(self) -> list[str]:
-        """Sentences about what must not be compared; empty when everything may."""
+    def mismatches(self) -> list[str]:
+        """Sentences about parameters outside the design that differ, so that runs are not comparable; usually none."""
         groups = [group for group in self.groups if group.origin == "run"]
         said = []
         free = {*BUNDLE_KEYS, *PRECISION_KEYS, *MACHINE_KEYS, *_IDENTITY_KEYS}
@@ -332,10 +332,16 @@ class StudyResults:
                 by_value.setdefault(_plain(group.parameters.get(key)), []).append(group.label)
             parts = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in by_value.items())
             said.append(f"These runs are not comparable throughout, {key.replace('_', ' ')} differs: {parts}.")
+        return said
+
+    def warnings(self) -> list[str]:
+        """Sentences about what must not be compared; empty when everything may."""
+        groups = [group for group in self.groups if group.origin == "run"]
+        said = self.mismatches()
         machines = {group.machine for group in groups}
         if len(machines) > 1:
             said.append(f"The runs come from different machines ({'; '.join(sorted(machines))}): their times are not compared.")
-        if {group.origin for group in self.groups} > {"run"} or any(g.origin == "imported" for g in self.groups):
+        if any(group.origin == "imported" for group in self.groups):
             said.append("Imported runs stand beside those that were run here; they are never averaged or compared with them.")
         digests = {row for group in groups for row in finite_texts(group.runs.get("code_digest", []))}
         if len(digests) > 1:

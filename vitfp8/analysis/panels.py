@@ -29,18 +29,20 @@ LEGEND_LINE = 0.17
 _LEGEND_HANDLE, _LEGEND_CHARACTER = 0.62, 0.064
 
 
-def draw_line(ax: Axes, group: Group, curve: Curve) -> None:
+def draw_line(ax: Axes, group: Group, curve: Curve, place: int = 0) -> None:
     """One curve: mean, markers now and then, and the band of the seeds.
 
     Args:
         ax: where.
         group: gives the style.
         curve: what.
+        place: of the curve among others, so that markers of curves that coincide do not cover each other.
     """
     style = group.style
+    every = max(1, math.ceil(len(curve.epochs) / 8))
     ax.plot(
         curve.epochs, curve.mean, color=style.color, linestyle=style.linestyle, marker=style.marker,
-        markevery=max(1, math.ceil(len(curve.epochs) / 8)),
+        markevery=(place * max(1, every // 4) % every, every),
         markerfacecolor="white" if group.origin == "imported" else style.color,
     )  # fmt: skip
     if curve.n > 1:
@@ -119,8 +121,8 @@ def accuracy_panels(panels: Sequence[Axes], curves: Sequence[tuple[Group, Curve]
         curves: at least one.
     """
     for ax in panels:
-        for group, curve in curves:
-            draw_line(ax, group, curve)
+        for place, (group, curve) in enumerate(curves):
+            draw_line(ax, group, curve, place)
         epoch_axis(ax)
         percent_axis(ax.yaxis)
     panels[0].set_ylabel("Validation accuracy (%)")
@@ -149,9 +151,9 @@ def loss_panels(panels: Sequence[Axes], groups: Sequence[Group]) -> list[Curve]:
     drawn: list[Curve] = []
     kinds = (("Training loss", CLEAN_LOSS), ("Validation loss", ("val_loss",)))
     for ax, (title, columns) in zip(panels, kinds, strict=True):
-        for group in groups:
+        for place, group in enumerate(groups):
             if curve := group.curve(*columns):
-                draw_line(ax, group, curve)
+                draw_line(ax, group, curve, place)
                 drawn.append(curve)
         ax.set_title(title)
         epoch_axis(ax)

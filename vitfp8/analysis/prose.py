@@ -67,7 +67,10 @@ def opening(results: StudyResults, title: str, question: str = "") -> str:
     lines = [f"# {md(title or f'Study {results.name}')}", ""]
     if question:
         lines += [f"**Question.** {md(question)}", ""]
-    lines += [f"The study *{md(results.name)}* holds {len(results.runs)} runs: {results.status_words()}. {headline(results)}"]
+    runs = "one run" if len(results.runs) == 1 else f"{len(results.runs)} runs"
+    lines.append(f"The study *{md(results.name)}* holds {runs}: {results.status_words()}. {headline(results)}")
+    for sentence in results.mismatches():
+        lines += ["", f"**Note.** {md(sentence)}"]
     return "\n".join(lines)
 
 

@@ -129,7 +129,7 @@ def paired_difference(first: Mapping[int | None, float], second: Mapping[int | N
         first: seed → value; None for an only run without a seed.
         second: the same for the other experiment.
     """
-    seeds: list[int | None] = sorted(seed for seed in first.keys() & second.keys() if seed is not None)
+    seeds: list[int | None] = [*sorted(seed for seed in first.keys() & second.keys() if seed is not None)]
     if not seeds and len(first) == len(second) == 1 and None in first and None in second:
         seeds = [None]
     differences = tuple(first[seed] - second[seed] for seed in seeds)
