@@ -1,7 +1,7 @@
 """Makes `jupyter nbconvert` export as the report does: tags honoured, captions numbered, no network needed, pandoc found.
 
-Installing the project puts this file where Jupyter looks for it (`etc/jupyter` of the environment). From a checkout that is not
-installed: `jupyter nbconvert --config jupyter_nbconvert_config.py …`. Code is shown; tag a cell `remove-input` to hide it.
+Jupyter reads it from `etc/jupyter` of the environment, where installing the project puts it; from a checkout otherwise with
+`jupyter nbconvert --config jupyter_nbconvert_config.py …`. Code is shown; tag a cell `remove-input` to hide it.
 """
 
 import os

@@ -196,6 +196,7 @@ def reference_tree(reference: Reference) -> list[Node]:
     """A work as a line of the bibliography, in pandoc's inline nodes: authors. title. place, year. link."""
 
     def words(text: str) -> list[Node]:
+        """A text as nodes."""
         nodes: list[Node] = []
         for word in text.split():
             nodes += [{"t": "Str", "c": word}, {"t": "Space"}]

@@ -356,6 +356,7 @@ def _embed_pictures(blocks: list[Block], folder: Path | None) -> None:
         known = dict(block.attachments)
 
         def action(node: Node, known: dict[str, Picture] = known) -> list[Node] | None:
+            """The picture that a file or attachment holds, else its words."""
             if node["t"] != "Image":
                 return None
             address = urllib.parse.unquote(node["c"][2][0])
@@ -416,6 +417,7 @@ def _anchor_headings(blocks: list[Block]) -> list[tuple[int, str, str]]:
     known = {anchor for _, anchor, _ in headings}
 
     def action(node: Node) -> list[Node] | None:
+        """The link with the anchor that its heading got, else its words."""
         if node["t"] != "Link" or not node["c"][2][0].startswith("#"):
             return None
         anchor = f"sec-{_slug(urllib.parse.unquote(node['c'][2][0]))}"
@@ -435,6 +437,7 @@ def _check_references(document: Document) -> None:
     """Refuse a reference to a figure or table that the notebook does not have."""
 
     def action(node: Node) -> list[Node] | None:
+        """Refuse a key that looks like a label and is none."""
         for citation in node["c"][0] if node["t"] == "Cite" else ():
             key = citation["citationId"]
             if _LABEL.fullmatch(key) and key not in document.labels:

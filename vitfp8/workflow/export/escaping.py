@@ -24,6 +24,10 @@ _LATEX = {
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 #: A run this long holds no place to break; it gets some.
 LONGEST_WORD = 24
+#: A name in a table's header breaks from this length on.
+LONGEST_NAME = 14
+#: Code does not hyphenate, so that shorter words of it must break.
+_LONGEST_CODE_WORD = 12
 _LONG_WORD = re.compile(rf"[^\s\u00a0]{{{LONGEST_WORD},}}")
 #: A word breaks after these, as paths, digests, options and identifiers are read.
 _BREAK_AFTER = re.compile(r"[/\\._\-=,:;@?&+|~]+")
@@ -56,9 +60,14 @@ def terminal_text(text: str) -> str:
     return printable(text, lines=True).expandtabs(4)
 
 
-def word_pieces(word: str) -> list[str]:
-    """Cut a word into pieces between which it may break: after separators, else every few characters."""
-    if len(word) < LONGEST_WORD:
+def word_pieces(word: str, longest: int = LONGEST_WORD) -> list[str]:
+    """Cut a word into pieces between which it may break: after separators, else every few characters.
+
+    Args:
+        word: without spaces.
+        longest: a shorter word stays whole.
+    """
+    if len(word) < longest:
         return [word]
     pieces, start = [], 0
     for match in _BREAK_AFTER.finditer(word):
@@ -77,6 +86,7 @@ def latex(text: str, *, breaks: bool = True) -> str:
     """
 
     def literal(piece: str) -> str:
+        """Escaped, with the ligatures of TeX's fonts undone."""
         escaped = "".join(_LATEX.get(character, character) for character in piece)
         # TeX's fonts would join "--" to a dash and "''" to a quotation mark.
         return re.sub(r"(?<=-)-", "{}-", re.sub(r"(?<=')'", "{}'", escaped))
@@ -90,6 +100,13 @@ def latex(text: str, *, breaks: bool = True) -> str:
         parts.append(r"\allowbreak{}".join(literal(piece) for piece in word_pieces(match.group())))
         end = match.end()
     return "".join([*parts, literal(text[end:])])
+
+
+def latex_code(text: str) -> str:
+    """Code within a line for LaTeX: what TeX would not hyphenate breaks after its separators."""
+    words = printable(text).split(" ")
+    pieces = [[latex(piece, breaks=False) for piece in word_pieces(word, _LONGEST_CODE_WORD)] for word in words]
+    return " ".join(r"\allowbreak{}".join(word) for word in pieces)
 
 
 def latex_verbatim(text: str) -> str:

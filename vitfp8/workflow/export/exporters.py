@@ -94,9 +94,11 @@ def _page(writer: Writer, written: Callable[[str], str]) -> dict[str, Any]:
     citation = writer.document.citation
 
     def literal(text: str) -> str:
+        """Escaped; nothing stays nothing."""
         return written(text) if text else ""
 
     def signed(author: Author) -> dict[str, str]:
+        """An author as the template shows one."""
         return {"name": literal(author.name), "affiliation": literal(author.affiliation), "orcid": author.orcid}
 
     return {

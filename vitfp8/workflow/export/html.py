@@ -50,6 +50,7 @@ class HtmlWriter(Writer):
         """Blocks of prose; the page's title is the only heading of the first level."""
 
         def action(node: Node) -> list[Node] | None:
+            """A heading one level down."""
             if node["t"] == "Header":
                 return [{"t": "Header", "c": [min(6, node["c"][0] + 1), *node["c"][1:]]}]
             return None
@@ -100,14 +101,15 @@ class HtmlWriter(Writer):
         for line, row in zip(rows, view.table.rows, strict=True):
             tags = [item for item in line.find_all(["td", "th"]) if item.find_parent("tr") is line]
             for tag, (column, cell) in zip(tags, row, strict=True):
-                short = "short" if len(cell.text) < escaping.LONGEST_WORD else ""
-                added = "group" if cell.columns > 1 else "number" if numeric[column] else short
+                words = "short" if len(cell.text) < escaping.LONGEST_WORD else "long"
+                added = "group" if cell.columns > 1 else "number" if numeric[column] else words
                 tag["class"] = " ".join(filter(None, [*tag.get_attribute_list("class"), added]))
         if (caption := view.tag.find("caption")) is not None:
             caption.decompose()
         for words in view.tag.find_all(string=True):
-            if any(len(word) >= escaping.LONGEST_WORD for word in words.split()):
-                words.replace_with(BeautifulSoup(_breakable(words), "html.parser"))
+            longest = escaping.LONGEST_NAME if words.find_parent("thead") is not None else escaping.LONGEST_WORD
+            if any(len(word) >= longest for word in words.split()):
+                words.replace_with(BeautifulSoup(_breakable(words, longest), "html.parser"))
         return bleach.clean(
             str(view.tag),
             tags=_TABLE_TAGS,
@@ -143,9 +145,9 @@ class HtmlWriter(Writer):
         return [(level, anchor, html.escape(words)) for level, anchor, words in top] if len(top) >= 4 else []
 
 
-def _breakable(text: str) -> str:
+def _breakable(text: str, longest: int = escaping.LONGEST_WORD) -> str:
     """Text with places to break in its long words, escaped."""
-    return " ".join("<wbr>".join(html.escape(piece) for piece in escaping.word_pieces(word)) for word in text.split(" "))
+    return " ".join("<wbr>".join(html.escape(piece) for piece in escaping.word_pieces(word, longest)) for word in text.split(" "))
 
 
 def external_resources(page: str) -> list[str]:

@@ -7,6 +7,7 @@ import re
 from vitfp8.workflow.export import escaping
 from vitfp8.workflow.export.citation import reference_tree
 from vitfp8.workflow.export.document import Float, Picture, Printed, TableView
+from vitfp8.workflow.export.prose import plain_text
 from vitfp8.workflow.export.tables import Cell, Layout, Run, Table, escape_runs, plan, wrap_header
 from vitfp8.workflow.export.writer import Writer
 
@@ -24,6 +25,8 @@ _STYLES = {
 _COMMON = frozenset([*map(chr, range(0x20, 0x180)), *"–—‘’“”…•\n\t\u200b"])
 #: What Latin Modern Math covers beside: Greek, arrows, operators and the like need no further font.
 _SYMBOLS = re.compile("[\u0370-\u03ff\u2020\u2021\u2030\u2032\u2033\u2190-\u2194\u21d0-\u21d4\u2200-\u22ff\u2212]")
+#: Characters of a line of small print.
+_LINE = 110
 #: The font shipped beside the text when a character calls for it.
 FALLBACK_FONT = "DejaVuSans.ttf"
 
@@ -47,7 +50,7 @@ class LatexWriter(Writer):
 
     def inline_code(self, text: str) -> str:
         """Fixed width; paths and digests break."""
-        return rf"\texttt{{{escaping.latex(text)}}}"
+        return rf"\texttt{{{escaping.latex_code(text)}}}"
 
     def is_special(self, word: str) -> bool:
         """TeX's fonts would make a straight quotation mark a closing one."""
@@ -86,7 +89,12 @@ class LatexWriter(Writer):
 
     def _note(self, view: TableView) -> str:
         """The words below a table."""
-        return f"\n\\par\\smallskip{{\\footnotesize {self.note(view)}\\par}}" if view.note else ""
+        if not view.note:
+            return ""
+        # Several sentences, or one that is longer than a line, read better from the left.
+        left = len(plain_text(view.note)) > _LINE
+        set_left = "\\raggedright " if left else ""
+        return f"\n\\par\\smallskip{{\\footnotesize {set_left}{self.note(view)}\\par}}"
 
     def _table_float(self, view: TableView, caption: str) -> str:
         """One table: a float, turned if it must be; one that is longer than a page breaks across pages."""

@@ -129,6 +129,7 @@ def plain_text(tree: Any) -> str:
     words: list[str] = []
 
     def collect(node: Any) -> None:
+        """Gather the words of a node."""
         if isinstance(node, list):
             for item in node:
                 collect(item)
@@ -193,6 +194,7 @@ def clean(blocks: list[Node]) -> list[Node]:
     """Take out of a tree what could act, and every attribute; what is refused is shown as the text that it was."""
 
     def action(node: Node) -> list[Node] | None:
+        """What is left of a node."""
         kind, content = node["t"], node.get("c", "")
         if kind in ("RawInline", "RawBlock"):
             text = content[1].strip()

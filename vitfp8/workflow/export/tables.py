@@ -7,13 +7,13 @@ table and none of its text can act.
 from __future__ import annotations
 
 import re
-import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
 from bs4 import BeautifulSoup
 from bs4.element import NavigableString, Tag
 
+from vitfp8.workflow.export import escaping
 from vitfp8.workflow.export.prose import safe_url
 
 #: Inline elements that survive, and what they stand for.
@@ -220,11 +220,12 @@ def plan(table: Table) -> Layout:
     for row in table.rows[: table.head]:
         for column, cell in row:
             if cell.columns == 1:
-                word[column] = max([word[column], *(len(piece) for piece in cell.text.split())])
+                word[column] = max([word[column], *(len(piece) for piece in _header_pieces(cell.text))])
     long = len(table.rows) > ROWS_OF_A_PAGE
     nothing = [0] * table.width
 
     def points(characters: list[int], size: float) -> float:
+        """The width of a table whose columns hold so many characters."""
         return sum(characters) * size * _CHARACTER + (2 * len(characters) - 2) * 4.5
 
     natural = [max(b, h) for b, h in zip(body, header, strict=True)]
@@ -256,9 +257,22 @@ def plan(table: Table) -> Layout:
     return Layout(size=8.0, turned=False, header_width=wrapped, shares=[0.0] * table.width, long=long, parts=max(2, columns))
 
 
+def _header_pieces(text: str) -> list[str]:
+    """A header's words; a long name breaks after its separators."""
+    return [piece for word in text.split() for piece in escaping.word_pieces(word, escaping.LONGEST_NAME)]
+
+
 def wrap_header(text: str, width: int) -> list[str]:
     """A header's lines when it may be no wider than its column."""
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) if width else [text]
+    lines: list[str] = []
+    for word in text.split():
+        for number, piece in enumerate(escaping.word_pieces(word, escaping.LONGEST_NAME)):
+            joined = "" if number else " "
+            if lines and len(lines[-1]) + len(joined) + len(piece) <= width:
+                lines[-1] += joined + piece
+            else:
+                lines.append(piece)
+    return lines
 
 
 def find_tables(html: str) -> tuple[BeautifulSoup, list[Tag]]:

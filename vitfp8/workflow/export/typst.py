@@ -66,6 +66,8 @@ class TypstWriter(Writer):
             caption = self.inlines(block.caption)
             text = f"#figure(kind: {kind}, supplement: [{block.name.split()[0]}], placement: {place}, caption: [{caption}])"
             text += f"[{inside}]{label}"
+            if long:
+                text = f"#[#show figure: set block(breakable: true)\n{text}]"
         else:
             text = f"#align(center)[{inside}]"
         return f"#page(flipped: true)[\n{text}\n]" if turned else text

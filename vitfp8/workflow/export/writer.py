@@ -49,6 +49,7 @@ class Writer(ABC):
         """Blocks of prose, written by pandoc after everything that needs the format's own care is written here."""
 
         def action(node: Node) -> list[Node] | None:
+            """The node as this format's own text, where it needs that."""
             kind, content = node["t"], node.get("c", "")
             if kind == "Cite":
                 return self._cite(content)
@@ -83,8 +84,8 @@ class Writer(ABC):
         if all(key in self.document.labels for key in keys):
             for key in keys:
                 float_ = self.document.labels[key]
-                missing = f"{NAMES[key[:3]]} without data"
-                written = self.raw(self.reference(key, float_)) if float_ is not None else {"t": "Str", "c": f"({missing})"}
+                missing = f"a {NAMES[key[:3]].lower()} without data"
+                written = self.raw(self.reference(key, float_)) if float_ is not None else {"t": "Str", "c": missing}
                 nodes += [{"t": "Str", "c": ","}, {"t": "Space"}] * bool(nodes) + [written]
             return nodes
         if all(key in self._keys for key in keys):
