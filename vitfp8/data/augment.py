@@ -16,9 +16,9 @@ Where it differs from torchvision's transforms on Pillow images, whose parameter
 - levels are not rounded to bytes after each operation;
 - brightness, contrast, saturation and hue are applied in this order, not in a random one. Without clipping the first three
   commute, so only clipped pixels and the place of hue among them differ;
+- rotation interpolates bilinearly and fills with black; torchvision's ``RandomRotation`` takes the nearest pixel unless told
+  otherwise, which makes small images ragged (on digits at 16×16 it cost half a point of accuracy, three seeds);
 - random erasing takes its normal noise from a fixed pool, at a place drawn for each image and epoch.
-
-Rotation looks up the nearest pixel and fills with black, which is the default of torchvision's ``RandomRotation``.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotation:
-    """Rotate about the centre, nearest pixel, corners black.
+    """Rotate about the centre, bilinear, corners black.
 
     Attributes:
         degrees: angle drawn from ± this, positive is counter-clockwise.
@@ -277,27 +277,25 @@ class Rotation:
 
 
 def rotate(images: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate square images counter-clockwise about their centre: nearest pixel, outside is 0.
+    """Rotate square images counter-clockwise about their centre: bilinear, outside is 0.
 
     Args:
-        images: [B, C, S, S].
+        images: float32 [B, C, S, S].
         cosine: of the angle, float32 [B].
         sine: of the angle, float32 [B].
 
     Returns:
         a new tensor [B, C, S, S].
     """
-    batch, channels, side, _ = images.shape
-    center = (side - 1) / 2
-    offset = torch.arange(side, device=images.device, dtype=torch.float32) - center
+    batch, _, side, _ = images.shape
+    # Where each pixel comes from, in units of half a side from the centre.
+    offset = (torch.arange(side, device=images.device, dtype=torch.float32) * 2 + (1 - side)) / side
     along_x, along_y = offset[None, None, :], offset[None, :, None]
     cosine, sine = cosine[:, None, None], sine[:, None, None]
-    # Everything outside the image is looked up in a black frame of one pixel.
-    column = (along_x * cosine - along_y * sine).add_(center).round_().clamp_(-1, side)
-    row = (along_x * sine + along_y * cosine).add_(center).round_().clamp_(-1, side)
-    place = row.add_(1).mul_(side + 2).add_(column).add_(1).long().view(batch, 1, side * side)
-    framed = torch.nn.functional.pad(images, (1, 1, 1, 1)).flatten(2)
-    return framed.gather(2, place.expand(-1, channels, -1)).view(batch, channels, side, side)
+    grid = torch.empty(batch, side, side, 2, device=images.device)
+    torch.sub(along_x * cosine, along_y * sine, out=grid[..., 0])
+    torch.add(along_x * sine, along_y * cosine, out=grid[..., 1])
+    return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 @functools.lru_cache(maxsize=16)
