@@ -288,6 +288,16 @@ def test_latex_compiles_from_its_own_folder_without_a_complaint(tex: Path, tmp_p
     assert "Rerun" not in log.split("rerunfilecheck")[-1]
 
 
+@needs_tex
+@needs_poppler
+def test_a_character_that_no_font_has_is_printed_as_its_code(tmp_path: Path) -> None:
+    notebook = notebooks.write(
+        tmp_path / "a.ipynb", notebooks.text("# On 中 \u2192 `中`\n\n## Part 中 ≤ 1\n\nText 中 and $中 ≤ α$.")
+    )
+    made = export(notebook, tmp_path / "out", "pdf", engine="latex")["pdf"]
+    assert "U+4e2d" in words_of(made)
+
+
 def test_without_tex_the_pdf_comes_from_pip_packages(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     made = export(small, tmp_path / "out", "html", "latex", "pdf")
