@@ -62,6 +62,15 @@ def test_times_of_emulated_arithmetic_carry_a_dagger_and_accuracies_do_not(four:
     assert any("not to be compared" in note for note in table.notes)
 
 
+def test_throttling_says_no_only_where_it_was_measured(study: Study) -> None:
+    measured, slowed, unknown = make_record(gpu=True), make_record("AugmFP32"), make_record("BaseFP16")
+    slowed.hardware.summary["throttled"] = True
+    table = tables.comparison(load_results(study(measured, slowed, unknown)))
+    assert table.rows[-1] == ["Throttled", "no", "1 of 1 runs", "not measured"]
+    alone = tables.comparison(load_results(study(measured, name="alone")))
+    assert alone.rows[-1] == ["Throttled", "no"]
+
+
 def test_one_run_per_cell_is_said_below_the_comparison(four: Path) -> None:
     assert "may be chance" in tables.comparison(load_results(four)).notes[0]
 
@@ -194,7 +203,7 @@ def test_a_spreadsheet_takes_no_text_for_a_formula(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["<img src=x onerror=alert(1)>", "[a](javascript:alert(1))", "# heading", "$x$", "**b** @fig-x", "1. a", "https://x.y www.x.y"],
+    ["<img src=x onerror=alert(1)>", "[a](javascript:alert(1))", "# heading", "$x$", "**b** @fig-x", "1. a", "https://x.y www.x"],
 )
 def test_markdown_of_a_record_is_plain_words(text: str) -> None:
     from vitfp8.workflow.export.prose import markdown_tree, plain_text

@@ -370,7 +370,8 @@ def load_results(folder: str | Path) -> StudyResults:
     folder = Path(folder)
     command = f"`vitfp8 run --study {folder.name}` executes them"
     if not folder.is_dir():
-        raise InputError(f"study_folder: '{folder}': there is no such folder of runs; {command}")
+        seen = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
+        raise InputError(f"study_folder: '{folder}': there is no such folder of runs{seen}; {command}")
     pairs, problems = load_records(folder)
     records = {path.stem: record for path, record in pairs}
     if not records:

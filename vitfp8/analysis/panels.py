@@ -212,7 +212,7 @@ def bar_panel(ax: Axes, groups: Sequence[Group], bars: Bars, *, names: bool) -> 
             linewidth=0.8, linestyle="--" if faded else "-", alpha=0.45 if faded else 0.9,
         )  # fmt: skip
         if sample.n > 1 and bars.peak_key is None:
-            ax.plot(values, [position] * sample.n, linestyle="", marker="o", markersize=3, color="black", markerfacecolor="white")
+            ax.plot(values, [position] * sample.n, "o", markersize=3, color="black", markerfacecolor="white", clip_on=False)
         end, text = max(0.0, sample.maximum), f"{sample.mean:.{bars.digits}f}".replace("-", "−")
         if bars.peak_key is not None:
             if peaks := group.values(bars.peak_key):

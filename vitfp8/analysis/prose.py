@@ -174,6 +174,7 @@ def _model_sentence(groups: Sequence[Group], model: dict[str, Any]) -> str:
         ("embed_dim", "width {0}"),
     )  # fmt: skip
     sizes = [text.format(md(value)) for key, text in words if (value := _agreed(groups, key))]
+    sizes = ["1 block" if size == "1 blocks" else size for size in sizes]
     count = finite(model.get("parameters"))
     sizes += [f"{int(count):,} parameters"] if count else []
     return f"Model: timm's `{name.replace('`', '')[:80]}`" + (f" with {listed(sizes)}." if sizes else ".")
