@@ -139,6 +139,22 @@ def test_autocast_does_not_change_bits() -> None:
         assert torch.equal(level(images, drawn), expected)
 
 
+def test_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
+    level = augmentation("extended")
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+
+    def batch(epoch: int) -> torch.Tensor:
+        return level(images, level.draw(0, epoch, np.arange(4)))
+
+    held = [batch(epoch) for epoch in range(5)]
+    assert len({one.data_ptr() for one in held}) == 5
+    part, place = batch(5)[1:3, :, 4], batch(6).data_ptr()
+    copy = part.clone()
+    assert [batch(epoch).data_ptr() for epoch in (7, 8)] == [place, place]
+    assert torch.equal(part, copy)
+    assert torch.equal(held[0], batch(0))
+
+
 def test_augmenting_leaves_the_bytes_as_they_were() -> None:
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     before = images.clone()

@@ -23,6 +23,7 @@ Where it differs from torchvision's transforms on Pillow images, whose parameter
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,6 +62,37 @@ AUGMENTATIONS: Mapping[str, tuple[Operation, ...]] = MappingProxyType(
 )
 
 
+class RecycledMemory:
+    """Memory for batches on a processor, used again once nothing refers to the batch that was in it.
+
+    The system maps fresh memory page by page as it is first written, which takes a fifth of the time of augmenting at 224 pixels.
+    A batch is lent out as a tensor over a numpy array; the array lives as long as any tensor that shares its memory, and a weak
+    reference tells when it is gone.
+    """
+
+    #: Blocks that are kept: the batch that is worked with and the one that is made.
+    BLOCKS = 2
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[Tensor, weakref.ref[np.ndarray]]] = []
+
+    def take(self, count: int, *shape: int) -> Tensor:
+        """An uninitialised float32 tensor [count, *shape] on the CPU that is the caller's alone.
+
+        Args:
+            count: images.
+            shape: of an image.
+        """
+        free = [block for block, lent in self._blocks if lent() is None]
+        block = next((block for block in free if block.shape[1:] == shape and len(block) >= count), None)
+        if block is None:
+            block = torch.empty(count, *shape)
+        array = block[:count].numpy()
+        others = [pair for pair in self._blocks if pair[0] is not block]
+        self._blocks = [*others, (block, weakref.ref(array))][-self.BLOCKS :]
+        return torch.from_numpy(array)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """A level at work: bytes in, normalised images out.
@@ -73,6 +105,7 @@ class Augmentation:
     level: str
     setting: Setting
     operations: tuple[Operation, ...] = field(init=False)
+    _memory: RecycledMemory = field(init=False, repr=False, compare=False, default_factory=lambda: RecycledMemory())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", AUGMENTATIONS[self.level])
@@ -109,7 +142,7 @@ class Augmentation:
         with torch.no_grad(), exact, one_thread_if_small(count * values, setting.device):
             if setting.device.type != "cpu":
                 return self._apply(images, drawn)
-            augmented = torch.empty(count, setting.channels, setting.side, setting.side)
+            augmented = self._memory.take(count, setting.channels, setting.side, setting.side)
             chunk = max(1, CPU_CHUNK_VALUES * torch.get_num_threads() // values)
             for start in range(0, count, chunk):
                 part = slice(start, start + chunk)

@@ -230,6 +230,12 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     return images.mul_(factor[:, None, None, None]).add_(offset[:, None]).clamp_(0, 255)
 
 
+@functools.lru_cache(maxsize=4)
+def _opposite_hues(device: torch.device) -> Tensor:
+    """Hue opposite to red, green and blue in sixths of a turn from red, [1, 3, 1, 1]."""
+    return torch.tensor([3.0, -1.0, 1.0], device=device)[None, :, None, None]
+
+
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of levels [B, 3, H, W] by a shift [B], at most ±1/6 turn; a new tensor.
 
@@ -249,11 +255,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     distance = green + blue
     distance.sub_(red).sub_(smallest).div_(chroma.clamp(min=1e-6)).add_(1)
     hue = distance.copysign_(green - blue).add_((6 * shift)[:, None, None])
-    adjusted = torch.empty_like(images)
-    for channel, opposite in enumerate((3.0, -1.0, 1.0)):
-        wave = (hue - opposite).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1).mul_(chroma)
-        torch.sub(largest, wave, out=adjusted[:, channel])
-    return adjusted
+    wave = (hue[:, None] - _opposite_hues(images.device)).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1).mul_(chroma[:, None])
+    return torch.sub(largest[:, None], wave, out=wave)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,7 +343,7 @@ def erasing_noise(place: Tensor, channels: int, side: int) -> Tensor:
     values = channels * side * side
     rows = -(-values // NOISE_ROW)
     lines = place.long()[:, None] + torch.arange(rows, device=place.device)
-    noise = _noise_pool(rows, place.device)[lines].flatten(1)
+    noise = _noise_pool(rows, place.device).index_select(0, lines.flatten()).view(len(place), -1)
     return noise[:, :values].view(-1, channels, side, side)
 
 
