@@ -4,8 +4,8 @@ A level is a row of `AUGMENTATIONS`: the operations, in order, with their parame
 and from counters (`vitfp8.data.draws`), what it will do to each image, then *applies* it to the batch. Nothing here waits for the
 device.
 
-Every image comes out the same bit for bit, whichever batch it is in. That holds because each step is either a single IEEE
-operation a pixel, a copy, or a sum whose terms and partial sums are all exact, so that the order of summation cannot show:
+Every image comes out the same bit for bit, whichever batch it is in. That holds because each step is either a fixed formula of a
+few of the image's own pixels, or a sum whose terms and partial sums are all exact, so that the order of summation cannot show:
 
 - resizing multiplies bytes by weights that are multiples of 1/256 and rounds to whole levels between its two passes, as Pillow
   does: at most 16 significant bits, exact even where a device multiplies in TF32 or BF16 (with FP32 sums);

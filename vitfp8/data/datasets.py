@@ -204,7 +204,6 @@ class ImageData:
 
     def facts(self) -> dict[str, Any]:
         """What a record says of the data: plain JSON, nothing of the machine's folders."""
-        streamed = f"streamed from files by {self.workers} workers"
         return {
             "name": self.name,
             "label": self.label,
@@ -220,7 +219,7 @@ class ImageData:
             "std": list(self.std),
             "digest": self.digest,
             "digest_covers": self.digest_covers,
-            "storage": streamed if self.pixels is None else f"bytes in memory on {self.pixels.device.type}",
+            "storage": "streamed from files" if self.pixels is None else f"bytes in memory on {self.pixels.device.type}",
         }
 
     def labels_of(self, indices: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 from vitfp8.params import InputError, suggest
 from vitfp8.workflow.locate import EXECUTED, REPORT, find_file
 from vitfp8.workflow.locate import template as find_template
-from vitfp8.workflow.study import check_study_name
+from vitfp8.workflow.study import check_study_name, load_study
 
 #: What a report can be exported to, and the file that each gives.
 FORMATS = {"html": "report.html", "latex": "report.tex", "pdf": "report.pdf"}
@@ -144,7 +144,9 @@ def execute_analysis(template: Path, study_folder: Path, report_folder: Path) ->
     with _clear_errors(study_folder), tempfile.TemporaryDirectory(prefix="vitfp8-analysis-") as aside:
         report_folder.mkdir(parents=True, exist_ok=True)
         result = Path(aside) / ANALYSIS
+        study = load_study(study_folder.name)
         parameters = {"study_folder": str(study_folder), "report_folder": str(report_folder)}
+        parameters |= {"question": study.question} if study and study.question else {}
         execution = execute(template, result, parameters)
         if execution.signal is not None:
             raise KeyboardInterrupt
