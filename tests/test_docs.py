@@ -1,0 +1,111 @@
+"""Documentation that cannot rot: every path, command, option and parameter that it names exists; environments agree."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from vitfp8.cli import main
+from vitfp8.params import RunParams, describe_parameters
+
+TOP = Path(__file__).resolve().parent.parent
+PAGES = [*sorted(TOP.glob("*.md")), *sorted((TOP / "docs").glob("*.md"))]
+
+#: Paths that a run makes, or that stand for others.
+MADE = (
+    "executed/",
+    "report/",
+    "runs/",
+    "out.ipynb",
+    "data/",
+    ".venv/",
+    "results/",
+    "configs/",
+    "scripts/",
+    "plots_v2/",
+    "build/",
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_paths_exist(page: Path) -> None:
+    for name in re.findall(r"(?<![\w/.<])((?:vitfp8|notebooks|params|tests|docs|benchmarks)/[\w./-]*[\w/])", page.read_text()):
+        if not name.startswith(MADE):
+            assert (TOP / name).exists(), f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_commands_and_options_exist(page: Path) -> None:
+    text = page.read_text()
+    for line in re.findall(r"(?:^|`)(?:\.venv/bin/)?vitfp8 ([a-z][^`\n#]*)", text, flags=re.MULTILINE):
+        words = line.split()
+        if words[0] not in ("run", "check", "runs", "report", "monitor") and not re.search(r"[`(]vitfp8 " + words[0], text):
+            continue
+        command = main.commands.get(words[0])
+        assert command is not None, f"{page.name}: vitfp8 {line}"
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        named = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert named <= options | {"--help"}, f"{page.name}: vitfp8 {line}"
+    for target in re.findall(r"`?make ([a-z]+)\b(?=[`\s])", text):
+        if target in ("report", "test", "lint", "clean"):
+            assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_readme_shows_the_two_commands_and_the_four_experiments() -> None:
+    text = (TOP / "README.md").read_text()
+    for words in ("make report", "make test", "BaseFP32", "AugmFP32", "BaseFP16", "AugmFP16", "docs/images/"):
+        assert words in text
+
+
+def test_every_parameter_is_documented() -> None:
+    text = (TOP / "docs" / "parameters.md").read_text()
+    for row in describe_parameters():
+        decides = "yes" if row["decides_numbers"] else "no"
+        assert f"| `{row['name']}` | {row['meaning']} | {decides} |" in text
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(RunParams.model_fields)
+
+
+def test_every_command_and_option_has_a_help_text() -> None:
+    for command in main.commands.values():
+        assert command.help
+        assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option))
+
+
+def test_conda_environment_and_package_metadata_agree() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((TOP / "environment.yml").read_text())
+    pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
+    pins = {Requirement(item).name: Requirement(item) for item in pip if not item.startswith("-e")}
+    wanted = {Requirement(item).name: Requirement(item) for item in project["dependencies"]}
+    assert set(pins) == set(wanted) and "-e ." in pip
+    for name, pin in pins.items():
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==" and wanted[name].specifier.contains(specifier.version), name
+        assert pin.extras == wanted[name].extras
+    conda = [item for item in environment["dependencies"] if isinstance(item, str)]
+    assert {"tectonic", "pandoc"} <= {item.split("=")[0] for item in conda} and all("=" in i for i in conda if i != "pip")
+    assert environment["dependencies"][0] == "python=3.11" and project["requires-python"] == ">=3.11"
+
+
+def test_the_project_names_no_place_of_one_machine() -> None:
+    """Built from parts so that this file does not name them itself."""
+    forbidden = re.compile("|".join(["/wo" + "rk/", "/ro" + "ot/", r"\bshared/(DESIGN|NUMERICS|STYLE|NEEDS)"]))
+    tracked = [
+        p for p in TOP.rglob("*") if p.is_file() and p.suffix in (".py", ".md", ".ipynb", ".yaml", ".yml", ".toml", ".cff")
+    ]
+    skipped = {".venv", "executed", "report", "runs", ".git"}
+    bad = [p for p in tracked if not skipped & set(p.relative_to(TOP).parts) and forbidden.search(p.read_text(errors="replace"))]
+    assert bad == []
