@@ -19,6 +19,7 @@ PACKAGE = TOP / "vitfp8"
 MAY_IMPORT = {
     "catalog": set(),
     "params": {"catalog"},
+    "quantize_params": {"catalog", "params"},
     "record": {"catalog", "params"},
     "data": {"catalog", "params"},
     "model": {"catalog", "params"},
@@ -27,15 +28,17 @@ MAY_IMPORT = {
     "checkpoint": {"params"},
     "trainer": {"params", "data", "model", "precision", "checkpoint"},
     "experiment": {"catalog", "params", "record", "data", "model", "precision", "monitor", "checkpoint", "trainer"},
+    "quantize": {"catalog", "params", "quantize_params", "record", "data", "model", "precision", "monitor", "checkpoint",
+                 "experiment"},
     "analysis": {"catalog", "params", "record"},
-    # preflight asks the machine inside a function; the arrow to experiment is that question
-    "workflow": {"catalog", "params", "record", "analysis", "experiment"},
+    # preflight asks the machine inside a function; the arrows to experiment and quantize are that question
+    "workflow": {"catalog", "params", "quantize_params", "record", "analysis", "experiment", "quantize"},
     "cli": {"catalog", "params", "record", "analysis", "workflow", "monitor"},
     "__main__": {"cli"},
     "__init__": {"params", "record", "trainer"},
 }
 
-TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.record", "vitfp8.analysis", "vitfp8.workflow.runner",
+TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.quantize_params", "vitfp8.record", "vitfp8.analysis", "vitfp8.workflow.runner",
               "vitfp8.workflow.report", "vitfp8.workflow.preflight", "vitfp8.monitor", "vitfp8.cli")  # fmt: skip
 
 TEMPLATES = sorted((TOP / "notebooks").glob("*.ipynb"))

@@ -19,7 +19,7 @@ class Experiment:
     Attributes:
         name: how files, folders and commands call it, e.g. ``BaseFP32``.
         label: how a figure or table calls it, e.g. ``Baseline FP32``.
-        precision: a key of `PRECISIONS`.
+        precision: a key of `PRECISIONS`; of an experiment that trains nothing, the format that it is about.
         augmentation: a key of `AUGMENTATION_LEVELS`. Note that "Augm" is a bundle: augmentation, weight decay, label smoothing,
             gradient clipping and warm-up change together.
         color: the colour of its curve and bar, as ``#rrggbb``.
@@ -28,6 +28,8 @@ class Experiment:
         hatch: matplotlib's hatch of its bars, for the same reason.
         core: whether it is one of the four that ``vitfp8 run`` executes when none is named.
         notebook: the template that executes it, in ``notebooks/``.
+        parameters: name of its class of parameters: ``RunParams`` for a training; see `vitfp8.quantize_params`.
+        source: the experiment whose completed run it starts from; empty: none.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Experiment:
     hatch: str
     core: bool = False
     notebook: str = "train.ipynb"
+    parameters: str = "RunParams"
+    source: str = ""
 
 
 #: What "Augm" changes at once; said wherever the factor is named.
@@ -54,10 +58,19 @@ _EXPERIMENTS = (
                color="#e67e22", linestyle="-.", marker="^", hatch="..", core=True),
     Experiment(name="AugmFP16", label="Augmented FP16", precision="fp16", augmentation="extended",
                color="#3498db", linestyle=":", marker="D", hatch="xx", core=True),
+    Experiment(name="FP8Test", label="FP8 test (post-training)", precision="fp8", augmentation="extended",
+               color="#9b59b6", linestyle="-", marker="v", hatch="\\\\",
+               notebook="quantize.ipynb", parameters="QuantizeParams", source="AugmFP16"),
 )  # fmt: skip
 
 #: Experiment name → its row, in the order of every table and figure.
 EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({row.name: row for row in _EXPERIMENTS})
+
+
+#: The experiments that train a model.
+TRAININGS: Mapping[str, Experiment] = MappingProxyType(
+    {name: row for name, row in EXPERIMENTS.items() if row.parameters == "RunParams"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +140,28 @@ PRECISION_ALIASES: Mapping[str, str] = MappingProxyType(
         "bf16-mixed": "bf16", "bfloat16": "bf16",
     }
 )  # fmt: skip
+
+#: Format of quantisation after training → what it is. `vitfp8.quantize.FORMATS_AFTER_TRAINING` is the table that acts.
+QUANTIZED_FORMATS: Mapping[str, str] = MappingProxyType(
+    {
+        "e4m3": "FP8 E4M3",
+        "e5m2": "FP8 E5M2",
+        "int8": "INT8",
+        "int_240": "integers up to ±240, as published",
+    }
+)
+
+#: Granularity of the scales of quantisation after training → what shares a scale.
+QUANTIZED_GRANULARITIES: Mapping[str, str] = MappingProxyType(
+    {
+        "tensor": "one scale a weight, one for its layer's input",
+        "channel": "one scale an output channel of the weight, one for its layer's input",
+        "mx": "one power-of-two scale for each 32 elements along the contracted dimension, of weight and input",
+    }
+)
+
+#: What is quantised after training → how a figure or table calls it.
+QUANTIZED_OPERANDS: Mapping[str, str] = MappingProxyType({"weights": "weights", "weights_activations": "weights and activations"})
 
 #: How the arithmetic may be had: `auto` is native where the device multiplies in the format, emulated otherwise.
 BACKENDS = ("auto", "native", "emulated")

@@ -15,12 +15,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from vitfp8.catalog import AUGMENTATION_LEVELS, BACKENDS, DATASETS, DEVICES, EXPERIMENTS, PRECISION_ALIASES, PRECISIONS
+from vitfp8.catalog import AUGMENTATION_LEVELS, BACKENDS, DATASETS, DEVICES, PRECISION_ALIASES, PRECISIONS, TRAININGS
 
 
 class InputError(ValueError):
@@ -117,13 +117,13 @@ class About:
 _PLACE = About(decides=False)
 
 
-class RunParams(BaseModel):
-    """Every parameter of a training run, validated. Immutable; unknown keys are refused.
-
-    Units: seconds, fractions in [0, 1], pixels, images. ``None`` means "as the model, data set or machine says".
-    """
+class Parameters(BaseModel):
+    """What every kind of run states: what it is and what it is for. Immutable; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: A complete file of this kind in ``params/``, for whoever leaves a line out.
+    example_file: ClassVar[str] = ""
 
     # What the run is for: shown beside its outcome.
     experiment: Annotated[_Name, About()] = Field(description="name in the catalogue, e.g. BaseFP32")
@@ -134,6 +134,39 @@ class RunParams(BaseModel):
     expectation: Annotated[_Text, About(decides=False)] = Field(description="what is expected, said beforehand")
 
     seed: Annotated[_Int, Field(ge=0, lt=2**31), About()] = Field(description="decides every random draw")
+
+    @property
+    def run_name(self) -> str:
+        """``<experiment>-s<seed>``, or ``<experiment>~<variant>-s<seed>``: how files call the run."""
+        variant = f"~{self.variant}" if self.variant else ""
+        return f"{self.experiment}{variant}-s{self.seed}"
+
+    def identity(self) -> dict[str, Any]:
+        """The values that decide the run's numbers: two runs with equal identities do the same arithmetic.
+
+        Values are compared, not files; a field that was added later is left out while it has its neutral value.
+        """
+        about = field_notes(type(self))
+        return {
+            key: value
+            for key, value in self.model_dump().items()
+            if about[key].decides and not (about[key].neutral is not ... and about[key].neutral == value)
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `identity` as canonical JSON, hexadecimal."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RunParams(Parameters):
+    """Every parameter of a training run, validated. Immutable; unknown keys are refused.
+
+    Units: seconds, fractions in [0, 1], pixels, images. ``None`` means "as the model, data set or machine says".
+    """
+
+    example_file: ClassVar[str] = "BaseFP32.yaml"
 
     # Data
     dataset: Annotated[str, Field(strict=True), About()] = Field(description="a data set's name")
@@ -207,7 +240,7 @@ class RunParams(BaseModel):
     def _names_and_combinations(self) -> RunParams:
         """Refuse names that no table knows and values that contradict each other."""
         tables: tuple[tuple[str, Iterable[str]], ...] = (
-            ("experiment", EXPERIMENTS),
+            ("experiment", TRAININGS),
             ("dataset", DATASETS),
             ("augmentation", AUGMENTATION_LEVELS),
             ("precision", PRECISIONS),
@@ -231,37 +264,21 @@ class RunParams(BaseModel):
             raise KeyedError("in_channels", f"but {self.dataset} has {dataset.channels}; take {dataset.channels} or null")
         return self
 
-    @property
-    def run_name(self) -> str:
-        """``<experiment>-s<seed>``, or ``<experiment>~<variant>-s<seed>``: how files call the run."""
-        variant = f"~{self.variant}" if self.variant else ""
-        return f"{self.experiment}{variant}-s{self.seed}"
 
-    def identity(self) -> dict[str, Any]:
-        """The values that decide the run's numbers: two runs with equal identities do the same arithmetic.
+def field_notes(kind: type[Parameters] = RunParams) -> dict[str, About]:
+    """Field name → what is said of it: does it decide numbers, what is its neutral value.
 
-        Values are compared, not files; a field that was added later is left out while it has its neutral value.
-        """
-        about = field_notes()
-        return {
-            key: value
-            for key, value in self.model_dump().items()
-            if about[key].decides and not (about[key].neutral is not ... and about[key].neutral == value)
-        }
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of `identity` as canonical JSON, hexadecimal."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-def field_notes() -> dict[str, About]:
-    """Field name → what is said of it: does it decide numbers, what is its neutral value."""
+    Args:
+        kind: the class of parameters.
+    """
     return {
         name: next((note for note in info.metadata if isinstance(note, About)), About())
-        for name, info in RunParams.model_fields.items()
+        for name, info in kind.model_fields.items()
     }
+
+
+#: A class of parameters, as `validate` and `from_notebook` take and return it.
+AnyParams = TypeVar("AnyParams", bound=Parameters)
 
 
 class KeyedError(ValueError):
@@ -389,16 +406,25 @@ def merge(layers: Sequence[Layer]) -> dict[str, Any]:
     return merged
 
 
-def validate(layers: Sequence[Layer]) -> RunParams:
-    """Validate merged layers into `RunParams`.
+@overload
+def validate(layers: Sequence[Layer]) -> RunParams: ...
+
+
+@overload
+def validate(layers: Sequence[Layer], kind: type[AnyParams]) -> AnyParams: ...
+
+
+def validate(layers: Sequence[Layer], kind: type[Any] = RunParams) -> Any:
+    """Validate merged layers into parameters.
 
     Args:
         layers: in the order in which they are laid over each other.
+        kind: the class of parameters, `RunParams` or another `Parameters`.
 
     Raises:
         InputError: one line that names the file, line, key, value and a way out, for the first thing that is wrong.
     """
-    known = list(RunParams.model_fields)
+    known = list(kind.model_fields)
     for layer in layers:
         for key in layer.values:
             if key not in known:
@@ -408,10 +434,10 @@ def validate(layers: Sequence[Layer]) -> RunParams:
     if missing:
         raise InputError(
             f"{layers[0].source}: does not state {', '.join(missing)}; a parameter file is complete: add the missing "
-            "lines (params/BaseFP32.yaml has every one)"
+            f"lines (params/{kind.example_file} has every one)"
         )
     try:
-        return RunParams(**merged)
+        return kind(**merged)
     except ValidationError as failure:
         error = failure.errors(include_url=False)[0]
         cause = error.get("ctx", {}).get("error")
@@ -419,23 +445,27 @@ def validate(layers: Sequence[Layer]) -> RunParams:
         if isinstance(cause, KeyedError):
             why = str(cause)
         else:
-            why = str(cause) if isinstance(cause, ValueError) else _way_out(key, error["msg"])
+            why = str(cause) if isinstance(cause, ValueError) else _way_out(kind, key, error["msg"])
         place = next((layer.where(key) for layer in reversed(layers) if key in layer.values), layers[0].source)
         raise InputError(f"{place}: {key}: {_shown(merged.get(key))}: {why}") from None
 
 
-def _way_out(key: str, message: str) -> str:
+def _way_out(kind: type[Parameters], key: str, message: str) -> str:
     """Pydantic's message in our words, with what the field is."""
     message = message.removeprefix("Input should be ").replace("a valid ", "a ")
-    return f"must be {message} ({RunParams.model_fields[key].description})"
+    return f"must be {message} ({kind.model_fields[key].description})"
 
 
-def describe_parameters() -> list[dict[str, Any]]:
-    """A row a field: name, what it is, whether it decides numbers. For documentation and for the notebook's table."""
-    notes = field_notes()
+def describe_parameters(kind: type[Parameters] = RunParams) -> list[dict[str, Any]]:
+    """A row a field: name, what it is, whether it decides numbers. For documentation and for the notebook's table.
+
+    Args:
+        kind: the class of parameters.
+    """
+    notes = field_notes(kind)
     return [
         {"name": name, "meaning": info.description, "decides_numbers": notes[name].decides}
-        for name, info in RunParams.model_fields.items()
+        for name, info in kind.model_fields.items()
     ]
 
 
@@ -462,7 +492,7 @@ def _assignments(source: str) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class NotebookParameters:
+class NotebookParameters(Generic[AnyParams]):
     """What a notebook found in its parameter cells.
 
     Attributes:
@@ -471,12 +501,20 @@ class NotebookParameters:
         defaults_taken: names that kept the notebook's default although something was injected.
     """
 
-    params: RunParams
+    params: AnyParams
     injected: tuple[str, ...]
     defaults_taken: tuple[str, ...]
 
 
-def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters:
+@overload
+def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters[RunParams]: ...
+
+
+@overload
+def from_notebook(cells: Sequence[str] | None = None, *, kind: type[AnyParams]) -> NotebookParameters[AnyParams]: ...
+
+
+def from_notebook(cells: Sequence[str] | None = None, *, kind: type[Any] = RunParams) -> NotebookParameters[Any]:
     """Validate the parameters of the running notebook: those of its parameters cell and those that papermill injected.
 
     The cells that directly precede the calling one and only assign literals are the parameter cells; the first of them holds
@@ -484,6 +522,7 @@ def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters:
 
     Args:
         cells: the sources of the executed cells, the calling one last; None asks IPython.
+        kind: the class of parameters.
 
     Raises:
         InputError: a name is unknown, a value is refused, or there is no parameters cell.
@@ -502,7 +541,7 @@ def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters:
             break
         if values:
             found.insert(0, values)
-        if "experiment" in values and len(values) >= len(RunParams.model_fields):
+        if "experiment" in values and len(values) >= len(kind.model_fields):
             break
     if not found:
         raise InputError("the notebook: no parameters cell was executed before this one; run the notebook from its start")
@@ -510,6 +549,6 @@ def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters:
     layers = [Layer("the notebook's parameters cell", defaults)]
     layers += [Layer("injected parameters", values) for values in laid_over]
     injected = tuple(dict.fromkeys(name for values in laid_over for name in values))
-    params = validate(layers)
+    params = validate(layers, kind)
     taken = tuple(name for name in defaults if name not in injected) if injected else ()
     return NotebookParameters(params, injected, taken)

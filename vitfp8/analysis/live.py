@@ -54,3 +54,38 @@ def follow_training(epochs: int) -> Callable[[History], None]:
         sys.stdout.flush()
 
     return print_line
+
+
+def quantization_line(row: Any, done: int, planned: int) -> str:
+    """One measurement of a quantisation on one line.
+
+    Args:
+        row: a `vitfp8.record.QuantizationRow` or `SensitivityRow`.
+        done: how many there are with this one.
+        planned: how many there will be.
+    """
+    accuracy = getattr(row, "test_acc", None)
+    split = "validation" if accuracy is None else "test"
+    accuracy = row.val_acc if accuracy is None else accuracy
+    what = f"{row.format} {row.granularity} {row.operands}" + (f" {row.layer} alone" if hasattr(row, "layer") else "")
+    return (
+        f"{done:>{len(str(planned))}}/{planned}  {what}: {split} acc {100 * accuracy:.2f} % "
+        f"({100 * row.accuracy_difference:+.2f}), logit SQNR {row.logit_sqnr_db:.1f} dB"
+    )
+
+
+def follow_quantization(planned: int) -> Callable[[Any], None]:
+    """What to call after each measurement of a quantisation with its row: prints one line.
+
+    Args:
+        planned: how many there will be.
+    """
+    done = 0
+
+    def print_line(row: Any) -> None:
+        nonlocal done
+        done += 1
+        print(quantization_line(row, done, planned))
+        sys.stdout.flush()
+
+    return print_line

@@ -33,6 +33,9 @@ PRECISION_KEYS = ("precision", "backend", "loss_scale", "loss_scale_interval")
 #: Parameters that say where a run ran: they decide bits and times, not what is compared.
 MACHINE_KEYS = ("device", "threads", "deterministic", "micro_batch_size")
 
+#: What stands for the epochs of a run that trains nothing.
+MISSING_EPOCHS = "–"
+
 _IDENTITY_KEYS = ("experiment", "variant", "seed")
 
 #: Styles for what the catalogue does not know, and for further groups of one experiment.
@@ -204,8 +207,9 @@ class StudyResults:
         folder: ``executed/<study>``.
         runs: a row a run, of `load_runs`, whatever its status.
         history: a row a run and epoch, of `load_history`.
-        records: run → its record.
+        records: training run → its record.
         problems: a line for each notebook that cannot be read.
+        quantizations: quantisation after training → its record, whatever its status.
     """
 
     folder: Path
@@ -213,6 +217,7 @@ class StudyResults:
     history: pd.DataFrame
     records: Mapping[str, RunRecord]
     problems: Sequence[str] = field(default_factory=list)
+    quantizations: Mapping[str, RunRecord] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -293,7 +298,26 @@ class StudyResults:
                     reason=reason or "no reason recorded",
                 )
             )
+        rows += [
+            Excluded(
+                run=run,
+                label=group_label(record.experiment, record.variant, record.origin),
+                seed=record.seed,
+                status=record.status,
+                epochs=MISSING_EPOCHS,
+                reason=record.reason or "no reason recorded",
+            )
+            for run, record in self.quantizations.items()
+            if record.status != "completed"
+        ]
         return rows
+
+    @property
+    def quantized(self) -> list[RunRecord]:
+        """The completed quantisations of the experiment itself, or where there are only variants, of the first of them."""
+        completed = [record for record in self.quantizations.values() if record.status == "completed" and record.quantization]
+        first = min((record.variant for record in completed), default="")
+        return [record for record in completed if record.variant == first]
 
     def count(self, status: str) -> int:
         """Number of runs with a status.
@@ -373,15 +397,18 @@ def load_results(folder: str | Path) -> StudyResults:
         seen = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
         raise InputError(f"study_folder: '{folder}': there is no such folder of runs{seen}; {command}")
     pairs, problems = load_records(folder)
-    records = {path.stem: record for path, record in pairs}
-    if not records:
+    records = {path.stem: record for path, record in pairs if record.kind == "run"}
+    quantizations = {path.stem: record for path, record in pairs if record.kind == "quantization"}
+    if not records and not quantizations:
         why = f" ({len(problems)} unreadable, the first: {problems[0]})" if problems else ""
         raise InputError(f"study_folder: '{folder}': holds no record of a run{why}; {command}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same problems, listed in the analysis
         runs, history = load_runs(folder), load_history(folder)
     runs = runs[runs["run"].isin(list(records))].reset_index(drop=True)
-    return StudyResults(folder=folder, runs=runs, history=history, records=records, problems=problems)
+    return StudyResults(
+        folder=folder, runs=runs, history=history, records=records, problems=problems, quantizations=quantizations
+    )
 
 
 def group_label(experiment: str, variant: str = "", origin: str = "run", suffix: str = "") -> str:
@@ -405,9 +432,7 @@ def deciding_parameters(record: RunRecord) -> dict[str, Any]:
     """
     about = field_notes()
     found = {
-        key: value
-        for key, value in record.parameters.items()
-        if key != "seed" and not (key in about and not about[key].decides)
+        key: value for key, value in record.parameters.items() if key != "seed" and not (key in about and not about[key].decides)
     }
     if record.data.get("digest"):
         found["data_digest"] = str(record.data["digest"])[:12]

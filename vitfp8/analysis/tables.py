@@ -442,6 +442,10 @@ def write_tables(results: StudyResults, report_folder: Path) -> list[Path]:
         files += make(results).save(folder)
     files += runs_table(results).save(folder, "csv")
     files += core_comparison(results).save(report_folder, "tex")
+    if results.quantized:
+        from vitfp8.analysis.quantization import quantization_table
+
+        files += quantization_table(results.quantized).save(folder)
     return files
 
 

@@ -2,7 +2,15 @@
 
 from vitfp8.record.journal import RunJournal, is_live, now, record_from_journal
 from vitfp8.record.provenance import code_digest, collect_provenance
-from vitfp8.record.reading import RecordError, append_to_run_log, load_history, load_records, load_runs, read_record
+from vitfp8.record.reading import (
+    RecordError,
+    append_to_run_log,
+    load_history,
+    load_quantization,
+    load_records,
+    load_runs,
+    read_record,
+)
 from vitfp8.record.schema import (
     RECORD_MIME,
     EpochRow,
@@ -10,9 +18,12 @@ from vitfp8.record.schema import (
     LayerPrecision,
     Metrics,
     Precision,
+    QuantizationRow,
     RunRecord,
+    SensitivityRow,
     digest_of,
 )
+from vitfp8.record.source import best_weights, notebook_of, read_source, source_command
 
 __all__ = [
     "RECORD_MIME",
@@ -22,17 +33,24 @@ __all__ = [
     "Metrics",
     "Precision",
     "RecordError",
+    "QuantizationRow",
     "RunJournal",
     "RunRecord",
+    "SensitivityRow",
     "append_to_run_log",
+    "best_weights",
     "code_digest",
     "collect_provenance",
     "digest_of",
     "is_live",
     "load_history",
+    "load_quantization",
     "load_records",
     "load_runs",
+    "notebook_of",
     "now",
     "read_record",
+    "read_source",
     "record_from_journal",
+    "source_command",
 ]

@@ -175,7 +175,8 @@ class RunJournal:
         record = self.record
         parts = [f"vitfp8 record: {record.run_name}", record.status]
         if record.progress:
-            parts.append(f"epoch {record.progress.get('epoch', 0)} of {record.progress.get('epochs', '?')}")
+            unit = record.progress.get("unit", "epoch")
+            parts.append(f"{unit} {record.progress.get('epoch', 0)} of {record.progress.get('epochs', '?')}")
         if record.metrics.test_acc is not None:
             parts.append(f"test accuracy {100 * record.metrics.test_acc:.2f} %")
         if record.reason:

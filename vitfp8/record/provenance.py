@@ -27,10 +27,18 @@ _PACKAGES = ("vitfp8", "torch", "torchvision", "timm", "numpy", "papermill", "nb
 _LARGEST_PATCH = 200_000
 
 
-def code_digest() -> str:
-    """SHA-256, hexadecimal, over the names and contents of the modules that decide a run's numbers."""
+#: Kind of a run → the modules that decide its numbers besides.
+_FURTHER_MODULES = {"run": (), "quantization": ("quantize",)}
+
+
+def code_digest(kind: str = "run") -> str:
+    """SHA-256, hexadecimal, over the names and contents of the modules that decide a run's numbers.
+
+    Args:
+        kind: of the run: ``run`` or ``quantization``.
+    """
     digest = hashlib.sha256()
-    for entry in DECIDING_MODULES:
+    for entry in (*DECIDING_MODULES, *_FURTHER_MODULES[kind]):
         place = PACKAGE / entry
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -96,14 +104,17 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def collect_provenance() -> dict[str, Any]:
+def collect_provenance(kind: str = "run") -> dict[str, Any]:
     """What made this record, as far as it can be known without torch: code, versions, machine.
 
     The experiment adds what only torch knows (device, threads, instruction set).
+
+    Args:
+        kind: of the run: ``run`` or ``quantization``.
     """
     return {
         **_git_state(),
-        "code_digest": code_digest(),
+        "code_digest": code_digest(kind),
         "versions": _versions(),
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -211,8 +211,51 @@ def _history_rows(path: Path, record: RunRecord) -> list[dict[str, Any]]:
     return [{**identity, **row.model_dump()} for row in record.history]
 
 
+def _quantization_rows(path: Path, record: RunRecord) -> list[dict[str, Any]]:
+    """The rows of `load_quantization` that one run gives: one for each way to quantise."""
+    source = record.source
+    identity = {
+        "run": path.stem,
+        "experiment": record.experiment,
+        "variant": record.variant,
+        "seed": record.seed,
+        "status": record.status,
+        "origin": record.origin,
+        "source_run": source.get("run"),
+        "source_experiment": source.get("experiment"),
+        "source_test_acc": source.get("test_acc"),
+        "source_test_loss": source.get("test_loss"),
+        "dataset": record.data.get("name"),
+        "model": record.model.get("name"),
+    }
+    rows = []
+    for row in record.quantization:
+        export = row.export or {}
+        rows.append(
+            identity
+            | row.model_dump(exclude={"predictions", "export"})
+            | {"export_bytes": export.get("bytes"), "export_same_predictions": export.get("same_predictions"), "path": str(path)}
+        )
+    return rows
+
+
+def load_quantization(folder: str | Path) -> pd.DataFrame:
+    """A table with a row a run and variant of FP8Test, whatever its status; see `vitfp8.record.QuantizationRow` for the columns.
+
+    Accuracies and their differences are fractions, SQNRs decibels.
+
+    Args:
+        folder: ``executed/<study>``.
+    """
+    columns = ["run", "experiment", "variant", "seed", "status", "format", "granularity", "operands", "test_acc",
+               "accuracy_difference", "mcnemar_p", "changed_predictions", "logit_sqnr_db", "weight_bytes"]  # fmt: skip
+    return _table(folder, _quantization_rows, columns)
+
+
 def load_runs(folder: str | Path) -> pd.DataFrame:
-    """A table with a row a run: what it is, how it ended, its final figures (fractions, seconds) and digests.
+    """A table with a row a training run: what it is, how it ended, its final figures (fractions, seconds) and digests.
+
+    Quantisations after training have a table of their own: `load_quantization`.
 
     ``frame.attrs["problems"]`` lists the notebooks that could not be read, which are also warned about.
 
@@ -220,7 +263,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
         folder: ``executed/<study>``.
     """
     columns = ["run", "experiment", "variant", "seed", "status", "origin", "precision", "backend", "augmentation", "epochs"]
-    return _table(folder, lambda path, record: [_run_row(path, record)], columns)
+    return _table(folder, lambda path, record: [_run_row(path, record)] if record.kind == "run" else [], columns)
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:

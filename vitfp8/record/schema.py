@@ -149,11 +149,86 @@ class Hardware(_Part):
     samples: dict[str, list[Any]] = Field(default_factory=dict)
 
 
+class QuantizationRow(_Part):
+    """A model quantised in one way, evaluated on the test set, beside its source on the same images.
+
+    Attributes:
+        format: a key of `vitfp8.catalog.QUANTIZED_FORMATS`.
+        granularity: a key of `QUANTIZED_GRANULARITIES`.
+        operands: a key of `QUANTIZED_OPERANDS`.
+        activation_scales: ``calibrated`` on training images, ``computed`` for each block as it comes (mx), or None.
+        test_acc: accuracy on the test images.
+        test_loss: mean loss over them.
+        accuracy_difference: accuracy less the source's.
+        loss_difference: loss less the source's.
+        mcnemar_p: exact two-sided p of McNemar's test on the same images.
+        only_source_correct: images that the source has right and the quantised model wrong.
+        only_quantized_correct: the opposite.
+        changed_predictions: fraction of images whose predicted class is another.
+        logit_sqnr_db: signal to quantisation noise of the logits, over all images; infinite where they are equal.
+        logit_cosine: cosine similarity of the logits of an image, mean over the images.
+        weight_bits: bits that a quantised weight takes.
+        weight_bytes: of the quantised layers' weights with their scales.
+        source_weight_bytes: of the same weights in the source's format.
+        nonfinite_logits: number of logits that are infinite or NaN.
+        export: of the exported model: file, bytes, sha256, same_predictions; None where none was written.
+        predictions: predicted class of each test image.
+    """
+
+    format: str
+    granularity: str
+    operands: str
+    activation_scales: str | None = None
+    test_acc: float | None = None
+    test_loss: float | None = None
+    accuracy_difference: float | None = None
+    loss_difference: float | None = None
+    mcnemar_p: float | None = None
+    only_source_correct: int | None = None
+    only_quantized_correct: int | None = None
+    changed_predictions: float | None = None
+    logit_sqnr_db: float | None = None
+    logit_cosine: float | None = None
+    weight_bits: int | None = None
+    weight_bytes: int | None = None
+    source_weight_bytes: int | None = None
+    nonfinite_logits: int | None = None
+    export: dict[str, Any] | None = None
+    predictions: list[int] = Field(default_factory=list)
+
+
+class SensitivityRow(_Part):
+    """One layer quantised, all others as in the source; judged on validation images.
+
+    Attributes:
+        layer: its name in the model.
+        format, granularity, operands: as in `QuantizationRow`.
+        val_acc: accuracy on the validation images.
+        val_loss: mean loss over them.
+        accuracy_difference: accuracy less the source's.
+        loss_difference: loss less the source's.
+        changed_predictions: fraction of images whose predicted class is another.
+        logit_sqnr_db: signal to quantisation noise of the logits.
+    """
+
+    layer: str
+    format: str
+    granularity: str
+    operands: str
+    val_acc: float | None = None
+    val_loss: float | None = None
+    accuracy_difference: float | None = None
+    loss_difference: float | None = None
+    changed_predictions: float | None = None
+    logit_sqnr_db: float | None = None
+
+
 class RunRecord(_Part):
     """The versioned, typed result of a run.
 
     Attributes:
         schema_version: layout of the payload.
+        kind: ``run`` of a training, or ``quantization`` of a trained model.
         experiment: name in the catalogue.
         variant: control or point of a sweep; empty for the experiment itself.
         seed: None only for imported runs.
@@ -180,6 +255,9 @@ class RunRecord(_Part):
         checkpoints: name → SHA-256 of the weights' file.
         deterministic: ``promised`` (bool), ``level`` (text), ``digest`` of the part that a repeat reproduces.
         notes: dated notes, merged from the run log.
+        source: of a quantisation: the run that it started from, its figures and digests.
+        quantization: of a quantisation: a row a way to quantise.
+        sensitivity: of a quantisation: a row a layer and format.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -211,6 +289,9 @@ class RunRecord(_Part):
     checkpoints: dict[str, str] = Field(default_factory=dict)
     deterministic: dict[str, Any] = Field(default_factory=dict)
     notes: list[dict[str, Any]] = Field(default_factory=list)
+    source: dict[str, Any] = Field(default_factory=dict)
+    quantization: list[QuantizationRow] = Field(default_factory=list)
+    sensitivity: list[SensitivityRow] = Field(default_factory=list)
 
     @property
     def run_name(self) -> str:
@@ -220,6 +301,17 @@ class RunRecord(_Part):
 
     def deterministic_part(self) -> dict[str, Any]:
         """What a repeat with the same parameters on the same kind of machine reproduces bit by bit."""
+        if self.kind == "quantization":
+            return {
+                "parameters": self.parameters_digest,
+                "data": self.data.get("digest"),
+                "source": {
+                    key: self.source.get(key) for key in ("parameters_digest", "checkpoint_sha256", "test_acc", "test_loss")
+                },
+                "quantization": [row.model_dump(exclude={"export"}) for row in self.quantization],
+                "sensitivity": [row.model_dump() for row in self.sensitivity],
+                "status": self.status,
+            }
         return {
             "parameters": self.parameters_digest,
             "data": self.data.get("digest"),
@@ -271,7 +363,7 @@ class RunRecord(_Part):
         return cls.model_validate(values)
 
 
-_BULKY = ("history", "predictions", "health")
+_BULKY = ("history", "predictions", "health", "quantization", "sensitivity")
 
 
 def digest_of(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import RunParams, read_layer, validate
+from vitfp8.quantize_params import QuantizeParams, parameters_of
 from vitfp8.workflow.locate import parameter_file, preset_file
 from vitfp8.workflow.runner import PlannedRun
 from vitfp8.workflow.study import parse_study
@@ -24,8 +25,13 @@ def check_plan(planned: Sequence[PlannedRun]) -> None:
     seen: set[tuple[object, ...]] = set()
     for run in planned:
         params = run.params
+        if run.action in ("keep", "busy"):
+            continue
+        if isinstance(params, QuantizeParams):
+            _check_source(params, run.source_planned)
+            continue
         what = (params.model_copy(update={"seed": 0, "run_folder": None}).digest, params.data_dir, params.download)
-        if run.action in ("keep", "busy") or what in seen:
+        if what in seen:
             continue
         seen.add(what)
         _check_on_machine(params)
@@ -36,6 +42,13 @@ def _check_on_machine(params: RunParams) -> None:
     from vitfp8.experiment import check_experiment
 
     check_experiment(params)
+
+
+def _check_source(params: QuantizeParams, planned: bool) -> None:
+    """The same for a quantisation: its device, and its source run where that is there already."""
+    from vitfp8.quantize import check_quantization
+
+    check_quantization(params, source_planned=planned)
 
 
 def check_files(files: Sequence[Path], preset: str | None = None) -> list[str]:
@@ -60,6 +73,10 @@ def check_files(files: Sequence[Path], preset: str | None = None) -> list[str]:
         if "experiments" in layer.values or ("preset" in layer.values and not known):
             study = parse_study(layer)
             lines.append(f"{file}: a valid study of {len(study.experiments)} experiments × {len(study.seeds)} seeds")
+        elif parameters_of(str(layer.values.get("experiment"))) is QuantizeParams:
+            quantization = validate([layer], QuantizeParams)
+            _check_source(quantization, planned=True)
+            lines.append(f"{file}: valid; {quantization.run_name} can run here after {quantization.source_name}")
         elif "experiment" in layer.values or not _is_preset(file):
             params = validate([layer, *over])
             _check_on_machine(params)

@@ -6,12 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, validate
+from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, suggest, validate
+from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
 from vitfp8.record import (
     RecordError,
     RunJournal,
@@ -21,7 +22,9 @@ from vitfp8.record import (
     is_live,
     now,
     read_record,
+    read_source,
     record_from_journal,
+    source_command,
 )
 from vitfp8.workflow.execution import execute
 from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file, template
@@ -42,14 +45,16 @@ class PlannedRun:
         output: the lab record.
         action: ``run``, ``continue``, ``keep``, ``replace`` or ``busy``.
         why: the reason for the action.
+        source_planned: whether the run that it starts from is executed before it in the same batch.
     """
 
-    params: RunParams
+    params: RunParams | QuantizeParams
     injected: dict[str, object]
     notebook: Path
     output: Path
     action: str
     why: str
+    source_planned: bool = False
 
     @property
     def folder(self) -> Path:
@@ -70,6 +75,9 @@ class RunResult:
 def layers_for(experiment: str, preset: str | None, assignments: Sequence[tuple[str, str]]) -> list[Layer]:
     """Parameter file, preset and ``-p`` options, in the order in which they are laid over each other.
 
+    A preset says what is trained on: over an experiment that trains nothing, only what such an experiment has is laid. So it is
+    with ``-p``, whose keys may be meant for other experiments of the same command.
+
     Args:
         experiment: its name.
         preset: name or path of a preset, or None.
@@ -77,10 +85,28 @@ def layers_for(experiment: str, preset: str | None, assignments: Sequence[tuple[
     """
     layers = [read_layer(parameter_file(experiment))]
     if preset is not None:
-        layers.append(read_layer(preset_file(preset)))
+        layer = read_layer(preset_file(preset))
+        layers.append(layer if parameters_of(experiment) is RunParams else _only_own(layer, experiment))
     if assignments:
-        layers.append(Layer("-p", dict(parse_assignment(key, value) for key, value in assignments)))
+        layers.append(_only_own(Layer("-p", dict(parse_assignment(key, value) for key, value in assignments)), experiment))
     return layers
+
+
+def _only_own(layer: Layer, experiment: str) -> Layer:
+    """A layer without the keys that only other kinds of experiment have; what no kind has stays, and is refused."""
+    own = parameters_of(experiment).model_fields
+    foreign = {key for kind in PARAMETER_CLASSES.values() for key in kind.model_fields} - set(own)
+    return Layer(layer.source, {key: value for key, value in layer.values.items() if key not in foreign}, layer.lines)
+
+
+def _check_assignments(assignments: Sequence[tuple[str, str]], chosen: Sequence[str]) -> None:
+    """Refuse a ``-p`` whose key none of the chosen experiments has."""
+    known = list(dict.fromkeys(key for name in chosen for key in parameters_of(name).model_fields))
+    for key, _ in assignments:
+        if key in ("experiment", "run_folder"):
+            raise InputError(f"-p {key}: is set by the runner; name the experiment as an argument, the study with --study")
+        if key not in known:
+            raise InputError(f"-p: unknown parameter {key!r} of {', '.join(chosen)}; {suggest(key, known)}")
 
 
 def plan_batch(
@@ -118,9 +144,8 @@ def plan_batch(
     chosen = [name for name in (experiments or study.experiments) if name not in skip]
     if not chosen:
         raise InputError("--skip: leaves nothing to run; skip fewer experiments")
-    for key, _ in assignments:
-        if key in ("experiment", "run_folder"):
-            raise InputError(f"-p {key}: is set by the runner; name the experiment as an argument, the study with --study")
+    _check_assignments(assignments, chosen)
+    chosen.sort(key=lambda name: bool(EXPERIMENTS[name].source))  # what starts from another run comes after it
     if seeds is None:
         seeds = study.seeds
         if any(key == "seed" for key, _ in assignments):
@@ -129,31 +154,66 @@ def plan_batch(
         raise InputError("-p seed: contradicts --seeds; give one of them")
     folder = EXECUTED / study_name
     _check_writable(folder)
-    digest = code_digest()
-    planned = []
+    planned: list[PlannedRun] = []
     for seed in seeds:
         for name in chosen:
             layers = layers_for(name, preset or study.preset, assignments)
             own = {} if seed == -1 else {"seed": seed}
-            params = validate([*layers, Layer("the runner", own)])
+            kind = parameters_of(name)
+            params: RunParams | QuantizeParams = validate([*layers, Layer("the runner", own)], kind)
             if params.experiment != name:
                 raise InputError(
                     f"{layers[0].source}: experiment: {params.experiment!r}: the file is named {name}; make them agree"
                 )
             output = folder / f"{params.run_name}.ipynb"
             params = params.model_copy(update={"run_folder": str(output.with_suffix(""))})
-            action, why = _what_to_do(output, params, digest, force)
-            planned.append(
-                PlannedRun(
-                    params=params,
-                    injected=params.model_dump(),
-                    notebook=template(EXPERIMENTS[name].notebook),
-                    output=output,
-                    action=action,
-                    why=why,
-                )
+            action, why = _what_to_do(output, params, code_digest(kind_of(params)), force)
+            run = PlannedRun(
+                params=params,
+                injected=params.model_dump(),
+                notebook=template(EXPERIMENTS[name].notebook),
+                output=output,
+                action=action,
+                why=why,
             )
+            if isinstance(params, QuantizeParams) and action != "busy":
+                run = _with_source(run, params, planned, study_name, preset or study.preset)
+            planned.append(run)
     return planned
+
+
+def kind_of(params: RunParams | QuantizeParams) -> str:
+    """The kind of the record of a run: ``run`` of a training, ``quantization`` of a trained model.
+
+    Args:
+        params: of the run.
+    """
+    return "quantization" if isinstance(params, QuantizeParams) else "run"
+
+
+def _with_source(
+    run: PlannedRun, params: QuantizeParams, planned: Sequence[PlannedRun], study_name: str, preset: str | None
+) -> PlannedRun:
+    """A planned run with the run that it starts from: planned before it in the same batch, or completed on disk.
+
+    Raises:
+        InputError: there is none, or a finished run started from weights that are there no more.
+    """
+    source = Path(params.source_run) if params.source_run else run.output.with_name(f"{params.source_name}.ipynb")
+    command = source_command(
+        params.source_experiment, variant=params.source_variant, seed=params.seed, study=study_name, preset=preset
+    )
+    before = next((other for other in planned if other.output == source), None)
+    executes = before is not None and before.action not in ("keep", "busy")
+    digest = None
+    if not executes:
+        digest = read_source(source, experiment=params.source_experiment, seed=params.seed, command=command).checkpoints["best"]
+    if run.action == "keep" and read_record(run.output).source.get("checkpoint_sha256") != digest:
+        raise InputError(
+            f"{run.output}: is finished, but with other weights of its source {source}"
+            f"{', which runs again' if executes else ''}; --force moves it aside and runs it again"
+        )
+    return replace(run, source_planned=executes)
 
 
 def _check_writable(folder: Path) -> None:
@@ -165,7 +225,7 @@ def _check_writable(folder: Path) -> None:
         raise InputError(f"{folder}: {place.resolve()} cannot be written; check its permissions or work in another folder")
 
 
-def _what_to_do(output: Path, params: RunParams, digest: str, force: bool) -> tuple[str, str]:
+def _what_to_do(output: Path, params: RunParams | QuantizeParams, digest: str, force: bool) -> tuple[str, str]:
     """What becomes of a run, given what is there."""
     if is_live(output.with_suffix("")):
         return "busy", "another process is running it"
@@ -194,7 +254,7 @@ def _what_to_do(output: Path, params: RunParams, digest: str, force: bool) -> tu
     if not same or force:
         return "replace", f"{record.status} with other parameters; the old record is moved aside" if not same else "--force"
     epoch = record.progress.get("epoch", 0)
-    return "continue", f"{record.status} after epoch {epoch}"
+    return "continue", f"{record.status} after {record.progress.get('unit', 'epoch')} {epoch}"
 
 
 def _move_aside(planned: PlannedRun) -> None:
@@ -217,6 +277,7 @@ def _begin(planned: PlannedRun) -> None:
     if record_from_journal(planned.folder) is None:
         params = planned.params
         record = RunRecord(
+            kind=kind_of(params),
             experiment=params.experiment,
             variant=params.variant,
             seed=params.seed,
@@ -225,7 +286,7 @@ def _begin(planned: PlannedRun) -> None:
             parameters=params.model_dump(),
             parameters_digest=params.digest,
             started=now(),
-            progress={"epoch": 0, "epochs": params.epochs},
+            progress={"epoch": 0, "epochs": params.epochs} if isinstance(params, RunParams) else {},
         )
         with RunJournal(planned.folder, record, show=False):
             pass
