@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitfp8.catalog import EXPERIMENTS
+from vitfp8.catalog import EXPERIMENTS, TRAININGS
 from vitfp8.params import (
     InputError,
     Layer,
@@ -39,7 +39,7 @@ def refusal(**values: object) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+@pytest.mark.parametrize("name", sorted(TRAININGS))
 def test_each_experiment_has_a_complete_valid_parameter_file(name: str) -> None:
     layer = read_layer(TOP / "params" / f"{name}.yaml")
     assert set(layer.values) == set(RunParams.model_fields)

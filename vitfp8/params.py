@@ -407,11 +407,13 @@ def merge(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 @overload
-def validate(layers: Sequence[Layer]) -> RunParams: ...
+def validate(layers: Sequence[Layer]) -> RunParams:
+    """Validate into the parameters of a training."""
 
 
 @overload
-def validate(layers: Sequence[Layer], kind: type[AnyParams]) -> AnyParams: ...
+def validate(layers: Sequence[Layer], kind: type[AnyParams]) -> AnyParams:
+    """Validate into parameters of a class."""
 
 
 def validate(layers: Sequence[Layer], kind: type[Any] = RunParams) -> Any:
@@ -507,11 +509,13 @@ class NotebookParameters(Generic[AnyParams]):
 
 
 @overload
-def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters[RunParams]: ...
+def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters[RunParams]:
+    """Validate the parameters of a training."""
 
 
 @overload
-def from_notebook(cells: Sequence[str] | None = None, *, kind: type[AnyParams]) -> NotebookParameters[AnyParams]: ...
+def from_notebook(cells: Sequence[str] | None = None, *, kind: type[AnyParams]) -> NotebookParameters[AnyParams]:
+    """Validate parameters of a class."""
 
 
 def from_notebook(cells: Sequence[str] | None = None, *, kind: type[Any] = RunParams) -> NotebookParameters[Any]:
