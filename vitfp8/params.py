@@ -20,7 +20,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from vitfp8.catalog import AUGMENTATION_LEVELS, BACKENDS, DATASETS, DEVICES, EXPERIMENTS, PRECISION_ALIASES, PRECISIONS
+from vitfp8.catalog import (
+    AUGMENTATION_LEVELS,
+    BACKENDS,
+    BASE_PRECISIONS,
+    DATASETS,
+    DEVICES,
+    EXPERIMENTS,
+    FP8_RECIPES,
+    PRECISION_ALIASES,
+    PRECISIONS,
+)
 
 
 class InputError(ValueError):
@@ -180,10 +190,16 @@ class RunParams(BaseModel):
 
     # Arithmetic and machine
     precision: Annotated[str, BeforeValidator(_precision_name), Field(strict=True), About()] = Field(
-        description="fp32, tf32, bf16 or fp16; Lightning's names are understood"
+        description="fp32, tf32, bf16, fp16 or fp8; Lightning's names are understood"
     )
     backend: Annotated[str, Field(strict=True), About()] = Field(
         description="auto: native where the device multiplies in the format, emulated otherwise; native: or refuse; emulated"
+    )
+    fp8_recipe: Annotated[str, Field(strict=True), About(neutral="tensorwise")] = Field(
+        description="how fp8 scales its operands: tensorwise, delayed, rowwise, rowwise_with_gw_hp, blockwise, mxfp8, …"
+    )
+    base_precision: Annotated[str, BeforeValidator(_precision_name), Field(strict=True), About(neutral="bf16")] = Field(
+        description="what everything outside the FP8 products follows: bf16 or fp32"
     )
     loss_scale: Annotated[_Float, Field(gt=0, le=2.0**40), About()] = Field(
         description="first loss scale of fp16; doubled after loss_scale_interval good steps, halved on overflow"
@@ -197,6 +213,9 @@ class RunParams(BaseModel):
 
     # Records
     checkpoint_every: Annotated[_Int, Field(ge=1), _PLACE] = Field(description="epochs between checkpoints that are kept")
+    health_every: Annotated[_Int, Field(ge=0), _PLACE] = Field(
+        description="steps between samples of numeric health in low precision; 0: never"
+    )
     monitor_interval: Annotated[_Float, Field(ge=0.1, le=3600), _PLACE] = Field(description="seconds between hardware samples")
     powermetrics: Annotated[_Flag, _PLACE] = Field(description="on a Mac: ask powermetrics, which needs sudo")
     run_folder: Annotated[_Text | None, _PLACE] = Field(
@@ -211,6 +230,8 @@ class RunParams(BaseModel):
             ("dataset", DATASETS),
             ("augmentation", AUGMENTATION_LEVELS),
             ("precision", PRECISIONS),
+            ("fp8_recipe", FP8_RECIPES),
+            ("base_precision", BASE_PRECISIONS),
             ("backend", BACKENDS),
             ("device", DEVICES),
         )

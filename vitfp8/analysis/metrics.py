@@ -405,9 +405,7 @@ def deciding_parameters(record: RunRecord) -> dict[str, Any]:
     """
     about = field_notes()
     found = {
-        key: value
-        for key, value in record.parameters.items()
-        if key != "seed" and not (key in about and not about[key].decides)
+        key: value for key, value in record.parameters.items() if key != "seed" and not (key in about and not about[key].decides)
     }
     if record.data.get("digest"):
         found["data_digest"] = str(record.data["digest"])[:12]
