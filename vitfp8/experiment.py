@@ -230,6 +230,7 @@ class Experiment:
             metrics=metrics,
             predictions=record.predictions,
             hardware=record.hardware,
+            health=self.trainer.health_report(),
             checkpoints=self.trainer.checkpoints,
             deterministic=deterministic,
             finished=now(),
@@ -322,6 +323,7 @@ def prepare_experiment(params: RunParams) -> Experiment:
         loss_scale_interval=params.loss_scale_interval,
         fp8_recipe=params.fp8_recipe,
         base_precision=params.base_precision,
+        health_every=params.health_every,
         rows=(params.micro_batch_size or params.batch_size) * facts["tokens"],
     )
     folder = Path(params.run_folder) if params.run_folder else _fresh_folder(params)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitfp8.catalog import PRECISIONS as PRECISION_NAMES
 from vitfp8.params import InputError
 from vitfp8.precision.fp8_linear import FP8Linear, native_support
+from vitfp8.precision.health import HealthSampler
 from vitfp8.precision.layers import Arithmetic, PreciseAttention, replace_layers
 from vitfp8.precision.recipes import Recipe, recipe_named
 
@@ -185,10 +186,12 @@ class PreparedPrecision:
         report: what the record states: requested, effective, backend, reason, product_dtype, evaluation, loss_scaling,
             switches, layers.
         scaler: the dynamic loss scaler; None where none is needed.
+        health: samples what the converted layers lose.
     """
 
     report: dict[str, Any]
     scaler: torch.amp.GradScaler | None
+    health: HealthSampler = field(init=False)
     _skipped: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -232,6 +235,10 @@ class PreparedPrecision:
         assert isinstance(scaled, Tensor)
         return scaled.clone()
 
+    def loss_scale_tensor(self) -> Tensor | None:
+        """The loss scale as a scalar tensor, without waiting for the device; None without loss scaling."""
+        return self._scale_on(self._skipped.device) if self.scaler else None
+
     def loss_scale(self) -> float | None:
         """The loss scale; None without loss scaling. Waits for the device."""
         return float(self.scaler.get_scale()) if self.scaler else None
@@ -247,13 +254,15 @@ class PreparedPrecision:
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""
-        return {"scaler": self.scaler.state_dict() if self.scaler else {}, "skipped": int(self._skipped)}
+        scaler = self.scaler.state_dict() if self.scaler else {}
+        return {"scaler": scaler, "skipped": int(self._skipped), "health": self.health.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self._skipped = torch.tensor(state["skipped"], dtype=torch.int64)
+        self.health.load_state_dict(state["health"])
 
 
 def _layer_rows(model: nn.Module, format: str, *, base: str | None = None) -> list[dict[str, Any]]:
@@ -309,6 +318,7 @@ def prepare(
     fp8_recipe: str = "tensorwise",
     base_precision: str = "bf16",
     rows: int = 16,
+    health_every: int = 0,
 ) -> PreparedPrecision:
     """Give a model a precision, in place, and say what really runs.
 
@@ -322,6 +332,7 @@ def prepare(
         fp8_recipe: how FP8 scales its operands; see `vitfp8.precision.recipes`.
         base_precision: what everything outside the FP8 products follows.
         rows: batch × tokens of a step, which native FP8 products need divisible by 16.
+        health_every: steps between samples of numeric health; 0: never.
 
     Returns:
         What the trainer needs and the record states.
@@ -359,4 +370,6 @@ def prepare(
     scaler = None
     if row.loss_scaling:
         scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale, growth_interval=loss_scale_interval)
-    return PreparedPrecision(report=report, scaler=scaler)
+    prepared = PreparedPrecision(report=report, scaler=scaler)
+    prepared.health = HealthSampler(model, health_every, prepared.loss_scale)
+    return prepared
