@@ -61,7 +61,8 @@ def health_figure(health: Mapping[str, Any]) -> Figure | str:
         height = 1.1 + len(_MEASURES) * max(1.0, 0.115 * len(layers))
         figure = new_figure(height, width=WIDTH + 1.2, alternative="numeric health of each layer over time")
         axes = figure.subplots(len(_MEASURES), len(operands), sharex=True, sharey=True, squeeze=False)
-        for row, (measure, (title, factor, colors)) in zip(axes, _MEASURES.items(), strict=True):
+        for number, (measure, (title, factor, colors)) in enumerate(_MEASURES.items()):
+            row = axes[number]
             grids = [health_grid(health, measure, operand) for operand in operands]
             values = np.concatenate([grid[2].ravel() for grid in grids]) * factor
             known = values[np.isfinite(values)]
@@ -72,11 +73,13 @@ def health_figure(health: Mapping[str, Any]) -> Figure | str:
                 extent = (0.5, len(steps) + 0.5, len(layers) - 0.5, -0.5)
                 image = ax.imshow(grid * factor, aspect="auto", cmap=colors, vmin=low, vmax=high, extent=extent,
                                   interpolation="nearest")  # fmt: skip
-                if row is axes[0]:
+                ax.grid(False)
+                if number == 0:
                     ax.set_title(f"{operand}s")
                 ticks = np.unique(np.linspace(1, len(steps), min(4, len(steps))).round().astype(int))
                 ax.set_xticks(ticks, [f"{steps[tick - 1]:,}" for tick in ticks])
-            row[0].set_yticks(range(len(layers)), layers, fontsize=5)
+            row[0].set_yticks(range(len(layers)), [name.removeprefix("blocks.") for name in layers], fontsize=5)
+            row[0].set_ylabel("Block and layer")
             figure.colorbar(image, ax=list(row), label=title, fraction=0.04)
         for ax in axes[-1]:
             ax.set_xlabel("Step")
