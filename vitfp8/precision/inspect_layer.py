@@ -237,3 +237,24 @@ def logit_errors(logits: Mapping[str, Tensor]) -> list[dict[str, Any]]:
             {"name": name, "sqnr_db": float(sqnr(exact, found)), "largest_change": float(change), "changed": float(changed)}
         )
     return rows
+
+
+def validation_image(batches: Iterable[tuple[Tensor, Tensor]], index: int) -> tuple[Tensor, int]:
+    """One image of a split and its class.
+
+    Args:
+        batches: images ``[B, C, S, S]`` and labels ``[B]``, in order.
+        index: number of the image, from 0.
+
+    Returns:
+        The image ``[C, S, S]`` and the number of its class.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    passed = 0
+    for images, labels in batches:
+        if 0 <= index - passed < len(images):
+            return images[index - passed], int(labels[index - passed])
+        passed += len(images)
+    raise InputError(f"image_index: {index!r}: there are {passed} images; take 0 to {passed - 1}")
