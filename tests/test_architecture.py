@@ -38,8 +38,9 @@ MAY_IMPORT = {
     "__init__": {"params", "record", "trainer"},
 }
 
-TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.quantize_params", "vitfp8.record", "vitfp8.analysis", "vitfp8.workflow.runner",
-              "vitfp8.workflow.report", "vitfp8.workflow.preflight", "vitfp8.monitor", "vitfp8.cli")  # fmt: skip
+TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.quantize_params", "vitfp8.record", "vitfp8.analysis",
+              "vitfp8.workflow.runner", "vitfp8.workflow.report", "vitfp8.workflow.preflight", "vitfp8.monitor",
+              "vitfp8.cli")  # fmt: skip
 
 TEMPLATES = sorted((TOP / "notebooks").glob("*.ipynb"))
 
@@ -106,9 +107,14 @@ def test_no_old_experiment_name_stands_in_active_code() -> None:
 
 
 def definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:
-    """Functions and classes of a module and of its classes; functions inside functions are part of their function."""
+    """Functions and classes of a module and of its classes; functions inside functions are part of their function.
+
+    The signatures of an overloaded function are part of it as well.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            if any(isinstance(name, ast.Name) and name.id == "overload" for name in child.decorator_list):
+                continue
             yield child
         if isinstance(child, ast.ClassDef):
             yield from definitions(child)

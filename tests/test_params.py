@@ -111,7 +111,7 @@ def test_the_notebooks_parameters_are_the_fields_and_its_defaults_the_smoke_pres
         ({"learning_rate": [1, 2]}, ["learning_rate", "[1, 2]"]),
         ({"warmup_fraction": 1.5}, ["warmup_fraction", "1.5", "less than or equal to 1"]),
         ({"dataset": "cifar11"}, ["dataset", "cifar11", "did you mean cifar10?"]),
-        ({"precision": "fp7"}, ["precision", "fp7", "there are: fp32"]),
+        ({"precision": "fp7"}, ["precision", "fp7", "did you mean fp8?"]),
         ({"experiment": "BaseFP23"}, ["experiment", "BaseFP23", "did you mean BaseFP32?"]),
         ({"image_size": 30, "patch_size": 4}, ["image_size", "30", "not divisible by patch_size 4", "try image_size 28"]),
         ({"batch_size": 100, "micro_batch_size": 33}, ["micro_batch_size", "33", "100"]),

@@ -37,7 +37,7 @@ class Experiment:
     precision: str
     augmentation: str
     color: str
-    linestyle: str
+    linestyle: str | tuple[int, tuple[int, ...]]
     marker: str
     hatch: str
     core: bool = False
@@ -58,8 +58,16 @@ _EXPERIMENTS = (
                color="#e67e22", linestyle="-.", marker="^", hatch="..", core=True),
     Experiment(name="AugmFP16", label="Augmented FP16", precision="fp16", augmentation="extended",
                color="#3498db", linestyle=":", marker="D", hatch="xx", core=True),
+    Experiment(name="BaseBF16", label="Baseline BF16", precision="bf16", augmentation="basic",
+               color="#8e44ad", linestyle=(0, (5, 1, 1, 1)), marker="v", hatch="\\\\"),
+    Experiment(name="AugmBF16", label="Augmented BF16", precision="bf16", augmentation="extended",
+               color="#16a085", linestyle=(0, (3, 1)), marker="P", hatch="++"),
+    Experiment(name="BaseFP8", label="Baseline FP8", precision="fp8", augmentation="basic",
+               color="#2c3e50", linestyle=(0, (1, 1)), marker="X", hatch="--"),
+    Experiment(name="AugmFP8", label="Augmented FP8", precision="fp8", augmentation="extended",
+               color="#c0399f", linestyle=(0, (7, 2)), marker="*", hatch="oo"),
     Experiment(name="FP8Test", label="FP8 test (post-training)", precision="fp8", augmentation="extended",
-               color="#9b59b6", linestyle="-", marker="v", hatch="\\\\",
+               color="#9b59b6", linestyle="-", marker="<", hatch="**",
                notebook="quantize.ipynb", parameters="QuantizeParams", source="AugmFP16"),
 )  # fmt: skip
 
@@ -130,7 +138,24 @@ AUGMENTATION_LEVELS: Mapping[str, str] = MappingProxyType(
 )
 
 #: Precision → how a figure or table calls it. `vitfp8.precision.PRECISIONS` is the table that acts.
-PRECISIONS: Mapping[str, str] = MappingProxyType({"fp32": "FP32", "tf32": "TF32", "bf16": "BF16", "fp16": "FP16"})
+PRECISIONS: Mapping[str, str] = MappingProxyType({"fp32": "FP32", "tf32": "TF32", "bf16": "BF16", "fp16": "FP16", "fp8": "FP8"})
+
+#: Scaling recipe of FP8 → what it does. `vitfp8.precision.recipes.RECIPES` is the table that acts.
+FP8_RECIPES: Mapping[str, str] = MappingProxyType(
+    {
+        "tensorwise": "one scale a tensor, from its present largest value",
+        "delayed": "one scale a tensor, from the largest value of the last 1024 steps",
+        "rowwise": "a scale for each row and output channel",
+        "rowwise_with_gw_hp": "as rowwise, the weight gradient's product in high precision",
+        "blockwise": "a scale for each 1×128 block, 128×128 for weights",
+        "mxfp8_floor": "MX blocks of 32 with power-of-two scales, rounded down",
+        "mxfp8_rceil": "MX blocks of 32 with power-of-two scales, rounded up",
+        "mxfp8": "the same as mxfp8_rceil",
+    }
+)
+
+#: What everything outside the FP8 products may follow.
+BASE_PRECISIONS = ("bf16", "fp32")
 
 #: Other names of a precision that hands already know: Lightning's, torch's and the plain ones.
 PRECISION_ALIASES: Mapping[str, str] = MappingProxyType(

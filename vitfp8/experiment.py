@@ -101,7 +101,7 @@ def check_experiment(params: RunParams) -> None:
         InputError: one line with a way out.
     """
     device = resolve_device(params.device)
-    choose_backend(params.precision, device, params.backend)
+    choose_backend(params.precision, device, params.backend, recipe=params.fp8_recipe)
     check_model(params, DATASETS[params.dataset].classes or 10)
     check_dataset(dataset=params.dataset, data_dir=params.data_dir, download=params.download)
 
@@ -230,6 +230,7 @@ class Experiment:
             metrics=metrics,
             predictions=record.predictions,
             hardware=record.hardware,
+            health=self.trainer.health_report(),
             checkpoints=self.trainer.checkpoints,
             deterministic=deterministic,
             finished=now(),
@@ -320,6 +321,10 @@ def prepare_experiment(params: RunParams) -> Experiment:
         backend=params.backend,
         loss_scale=params.loss_scale,
         loss_scale_interval=params.loss_scale_interval,
+        fp8_recipe=params.fp8_recipe,
+        base_precision=params.base_precision,
+        health_every=params.health_every,
+        rows=(params.micro_batch_size or params.batch_size) * facts["tokens"],
     )
     folder = Path(params.run_folder) if params.run_folder else _fresh_folder(params)
     trainer = ViTTrainer(params, data, model, precision, device=device, folder=folder)

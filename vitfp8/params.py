@@ -20,7 +20,17 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, overload
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from vitfp8.catalog import AUGMENTATION_LEVELS, BACKENDS, DATASETS, DEVICES, PRECISION_ALIASES, PRECISIONS, TRAININGS
+from vitfp8.catalog import (
+    AUGMENTATION_LEVELS,
+    BACKENDS,
+    BASE_PRECISIONS,
+    DATASETS,
+    DEVICES,
+    FP8_RECIPES,
+    PRECISION_ALIASES,
+    PRECISIONS,
+    TRAININGS,
+)
 
 
 class InputError(ValueError):
@@ -213,10 +223,16 @@ class RunParams(Parameters):
 
     # Arithmetic and machine
     precision: Annotated[str, BeforeValidator(_precision_name), Field(strict=True), About()] = Field(
-        description="fp32, tf32, bf16 or fp16; Lightning's names are understood"
+        description="fp32, tf32, bf16, fp16 or fp8; Lightning's names are understood"
     )
     backend: Annotated[str, Field(strict=True), About()] = Field(
         description="auto: native where the device multiplies in the format, emulated otherwise; native: or refuse; emulated"
+    )
+    fp8_recipe: Annotated[str, Field(strict=True), About(neutral="tensorwise")] = Field(
+        description="how fp8 scales its operands: tensorwise, delayed, rowwise, rowwise_with_gw_hp, blockwise, mxfp8, …"
+    )
+    base_precision: Annotated[str, BeforeValidator(_precision_name), Field(strict=True), About(neutral="bf16")] = Field(
+        description="what everything outside the FP8 products follows: bf16 or fp32"
     )
     loss_scale: Annotated[_Float, Field(gt=0, le=2.0**40), About()] = Field(
         description="first loss scale of fp16; doubled after loss_scale_interval good steps, halved on overflow"
@@ -230,6 +246,9 @@ class RunParams(Parameters):
 
     # Records
     checkpoint_every: Annotated[_Int, Field(ge=1), _PLACE] = Field(description="epochs between checkpoints that are kept")
+    health_every: Annotated[_Int, Field(ge=0), _PLACE] = Field(
+        description="steps between samples of numeric health in low precision; 0: never"
+    )
     monitor_interval: Annotated[_Float, Field(ge=0.1, le=3600), _PLACE] = Field(description="seconds between hardware samples")
     powermetrics: Annotated[_Flag, _PLACE] = Field(description="on a Mac: ask powermetrics, which needs sudo")
     run_folder: Annotated[_Text | None, _PLACE] = Field(
@@ -244,6 +263,8 @@ class RunParams(Parameters):
             ("dataset", DATASETS),
             ("augmentation", AUGMENTATION_LEVELS),
             ("precision", PRECISIONS),
+            ("fp8_recipe", FP8_RECIPES),
+            ("base_precision", BASE_PRECISIONS),
             ("backend", BACKENDS),
             ("device", DEVICES),
         )
@@ -407,13 +428,11 @@ def merge(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 @overload
-def validate(layers: Sequence[Layer]) -> RunParams:
-    """Validate into the parameters of a training."""
+def validate(layers: Sequence[Layer]) -> RunParams: ...
 
 
 @overload
-def validate(layers: Sequence[Layer], kind: type[AnyParams]) -> AnyParams:
-    """Validate into parameters of a class."""
+def validate(layers: Sequence[Layer], kind: type[AnyParams]) -> AnyParams: ...
 
 
 def validate(layers: Sequence[Layer], kind: type[Any] = RunParams) -> Any:
@@ -509,13 +528,11 @@ class NotebookParameters(Generic[AnyParams]):
 
 
 @overload
-def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters[RunParams]:
-    """Validate the parameters of a training."""
+def from_notebook(cells: Sequence[str] | None = None) -> NotebookParameters[RunParams]: ...
 
 
 @overload
-def from_notebook(cells: Sequence[str] | None = None, *, kind: type[AnyParams]) -> NotebookParameters[AnyParams]:
-    """Validate parameters of a class."""
+def from_notebook(cells: Sequence[str] | None = None, *, kind: type[AnyParams]) -> NotebookParameters[AnyParams]: ...
 
 
 def from_notebook(cells: Sequence[str] | None = None, *, kind: type[Any] = RunParams) -> NotebookParameters[Any]:

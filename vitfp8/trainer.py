@@ -49,6 +49,13 @@ def learning_rate_at(step: int, *, steps: int, peak: float, warmup_fraction: flo
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
+#: Values of a per-step trace that a record keeps at most.
+LONGEST_TRACE = 20_000
+
+#: The lists of `EpochSums` that hold a tensor a step.
+_SUMS = ("losses", "correct", "norms", "scales")
+
+
 @dataclass
 class EpochSums:
     """Sums over the part of an epoch that has been trained; kept on the device until the epoch ends.
@@ -57,6 +64,7 @@ class EpochSums:
         losses: sum of the loss over the images of each step.
         correct: correctly classified images of each step.
         norms: gradient norm of each step, before clipping.
+        scales: loss scale after each step, where there is loss scaling.
         images: images seen.
         seconds: time spent in training steps.
         skipped: skipped steps of the whole training when the epoch began.
@@ -65,13 +73,14 @@ class EpochSums:
     losses: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
+    scales: list[Tensor] = field(default_factory=list)
     images: int = 0
     seconds: float = 0.0
     skipped: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs, as plain numbers and CPU tensors."""
-        lists = {key: [t.cpu() for t in getattr(self, key)] for key in ("losses", "correct", "norms")}
+        lists = {key: [t.cpu() for t in getattr(self, key)] for key in _SUMS}
         return {**lists, "images": self.images, "seconds": self.seconds, "skipped": self.skipped}
 
 
@@ -151,6 +160,7 @@ class ViTTrainer:
         self.best_val_acc = -1.0
         self.best_epoch = 0
         self.checkpoints: dict[str, str] = {}
+        self.steps_trace: dict[str, list[float]] = {"grad_norm": [], "loss_scale": []}
         self._stop = threading.Event()
         self._stop_reason = ""
 
@@ -223,17 +233,20 @@ class ViTTrainer:
         size = self.params.micro_batch_size or len(images)
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        for part, truth in zip(images.split(size), labels.split(size), strict=True):
-            logits = self.model(part).float()
-            loss = F.cross_entropy(logits, truth, label_smoothing=self.params.label_smoothing, reduction="sum")
-            self.precision.backward(loss / len(images))
-            loss_sum += loss.detach()
-            correct += (logits.detach().argmax(dim=1) == truth).sum()
+        with self.precision.health.watching(step):
+            for part, truth in zip(images.split(size), labels.split(size), strict=True):
+                logits = self.model(part).float()
+                loss = F.cross_entropy(logits, truth, label_smoothing=self.params.label_smoothing, reduction="sum")
+                self.precision.backward(loss / len(images))
+                loss_sum += loss.detach()
+                correct += (logits.detach().argmax(dim=1) == truth).sum()
         norm = self.precision.step(self.optimizer, self.model.parameters(), self.params.gradient_clip)
         self.optimizer.zero_grad(set_to_none=True)
         self.sums.losses.append(loss_sum)
         self.sums.correct.append(correct)
         self.sums.norms.append(norm)
+        if (scale := self.precision.loss_scale_tensor()) is not None:
+            self.sums.scales.append(scale)
         self.sums.images += len(images)
 
     def _look_at_losses(self, first: int) -> None:
@@ -253,6 +266,9 @@ class ViTTrainer:
         validation = self.validate("validation")
         clean = self.validate("train_clean")
         norms = torch.stack(sums.norms).double().cpu()
+        self.steps_trace["grad_norm"] += [float(f"{norm:.6g}") for norm in norms.tolist()]
+        if sums.scales:
+            self.steps_trace["loss_scale"] += torch.stack(sums.scales).cpu().tolist()
         norms = norms[norms.isfinite()]
         skipped = self.precision.skipped_steps()
         row: dict[str, Any] = {
@@ -333,6 +349,7 @@ class ViTTrainer:
             "best_val_acc": self.best_val_acc,
             "best_epoch": self.best_epoch,
             "checkpoints": self.checkpoints,
+            "steps_trace": self.steps_trace,
         }
         return self._save(name, state)
 
@@ -366,11 +383,12 @@ class ViTTrainer:
         self.precision.load_state_dict(state["precision"])
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.sums = EpochSums(**state["sums"])
-        for name in ("losses", "correct", "norms"):
+        for name in _SUMS:
             setattr(self.sums, name, [tensor.to(self.device) for tensor in getattr(self.sums, name)])
         self.history = state["history"]
         self.best_val_acc, self.best_epoch = state["best_val_acc"], state["best_epoch"]
         self.checkpoints = state["checkpoints"]
+        self.steps_trace = state["steps_trace"]
 
     def load_weights(self, name: str = "best") -> None:
         """Load the weights that were saved under a name; nothing without a run folder.
@@ -381,6 +399,16 @@ class ViTTrainer:
         if self.folder is not None:
             state = load_checkpoint(self.folder / "checkpoints" / f"{name}.pt", device=self.device)
             self.model.load_state_dict(state["model"])
+
+    def health_report(self) -> dict[str, Any]:
+        """Numeric health as the record keeps it: sampled operands, and gradient norm and loss scale of each step.
+
+        Very long traces are thinned: ``stride`` steps stand between two values.
+        """
+        length = len(self.steps_trace["grad_norm"])
+        stride = -(-length // LONGEST_TRACE) or 1
+        trace = {name: values[stride - 1 :: stride] for name, values in self.steps_trace.items() if values}
+        return {**self.precision.health.report(), "steps": {"stride": stride, **trace}}
 
     # ---------------------------------------------------------------------------------------------------- details
 

@@ -104,6 +104,10 @@ def test_the_report_says_what_runs_and_lists_every_layer_with_its_reason(smoke_p
     assert products | {"patch_embed.proj", "head", "norm", "blocks.0.norm1"} == names - {
         "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2"
     }  # fmt: skip
+    if requested == "fp8":
+        converted = {row["name"] for row in report["layers"] if row["converted"]}
+        assert converted == {name for name in products if not name.endswith("attn")}, "the blocks' linear layers and no other"
+        assert report["recipe"] == "tensorwise" and report["base"] == "bf16"
     for row in report["layers"]:
         assert row["converted"] == (row["format"] == PRECISIONS[requested].format)
         assert row["converted"] or row["reason"]
@@ -175,3 +179,28 @@ def test_gradients_are_clipped_after_unscaling() -> None:
         norm = precision.step(torch.optim.SGD(model.parameters(), lr=0.0), model.parameters(), max_norm=0.5)
         clipped = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
         assert norm > 0.5 and clipped == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("base", ["bf16", "fp32"])
+@pytest.mark.parametrize("recipe", ["tensorwise", "delayed", "rowwise", "rowwise_with_gw_hp", "blockwise", "mxfp8"])
+def test_fp8_trains_a_step_under_every_recipe_and_both_bases(twins, recipe: str, base: str) -> None:
+    plain, model, images, labels = twins
+    before = {name: id(p) for name, p in model.named_parameters()}
+    precision = prepare(model, "fp8", device=CPU, fp8_recipe=recipe, base_precision=base)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+    loss = F.cross_entropy(model(images).float(), labels)
+    precision.backward(loss)
+    wanted = F.cross_entropy(plain(images), labels)
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=0.02)
+    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        if q.grad.abs().max() > 1e-5:
+            assert sqnr(q.grad, p.grad) > 8, name
+    assert precision.report["base_backend"] == choose_backend(base, CPU)[0]
+
+
+def test_fp8_native_is_refused_where_the_device_lacks_it_before_anything_is_converted(twins) -> None:
+    _, model, _, _ = twins
+    with pytest.raises(InputError, match="backend: 'native'"):
+        prepare(model, "fp8", device=CPU, backend="native")
+    assert type(model.blocks[0].mlp.fc1) is nn.Linear

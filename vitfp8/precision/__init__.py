@@ -1,6 +1,6 @@
 """Low precision: number formats, scaling recipes, the products of a layer, native and emulated.
 
-The door is `prepare`: it gives a model a precision and says what really runs. `PRECISIONS` and `FORMATS` are the tables behind it.
+The door is `prepare`: it gives a model a precision and says what really runs. `PRECISIONS` and `FORMATS` are its tables.
 """
 
 from vitfp8.precision.formats import FORMATS, round_to_format

@@ -41,6 +41,11 @@ class Arithmetic:
         self.low_results = low_results
         self.grid = emulated.Grid(format, low_results) if on_grid else None
 
+    @property
+    def is_fp32(self) -> bool:
+        """Whether nothing is rounded or cast."""
+        return self.grid is None and self.dtype == torch.float32
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``x weightᵀ + bias``. ``[..., in] → [..., out]``, in the result format."""
         if self.grid:

@@ -6,7 +6,7 @@ Outside this room nobody names a dtype. The trainer gets a `PreparedPrecision`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,16 @@ from torch import Tensor, nn
 
 from vitfp8.catalog import PRECISIONS as PRECISION_NAMES
 from vitfp8.params import InputError
-from vitfp8.precision.layers import Arithmetic, LowPrecisionConv2d, LowPrecisionLinear, PreciseAttention, replace_layers
+from vitfp8.precision.fp8_linear import FP8Linear, native_support
+from vitfp8.precision.health import HealthSampler
+from vitfp8.precision.layers import Arithmetic, PreciseAttention, replace_layers
+from vitfp8.precision.recipes import Recipe, recipe_named
 
 #: Below this loss scale FP16 training has collapsed: gradients overflow although they are not scaled up at all.
 SMALLEST_LOSS_SCALE = 1.0
+
+#: in_features, out_features and rows (batch × tokens) of a linear layer.
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,7 @@ class PrecisionRow:
         low_results: whether products give results in the format (FP16, BF16) or FP32 (TF32, FP32).
         tf32: what the TF32 switches are set to.
         loss_scaling: whether gradients need dynamic loss scaling.
+        scaled: whether operands are scaled into an 8-bit format by a recipe; the rest of the model follows a base precision.
     """
 
     name: str
@@ -40,6 +47,7 @@ class PrecisionRow:
     low_results: bool = True
     tf32: bool = False
     loss_scaling: bool = False
+    scaled: bool = False
 
 
 _ROWS = (
@@ -47,6 +55,7 @@ _ROWS = (
     PrecisionRow(name="tf32", format="tf32", dtype=torch.float32, low_results=False, tf32=True),
     PrecisionRow(name="bf16", format="bf16", dtype=torch.bfloat16),
     PrecisionRow(name="fp16", format="fp16", dtype=torch.float16, loss_scaling=True),
+    PrecisionRow(name="fp8", format="fp8", dtype=torch.float8_e4m3fn, scaled=True),
 )
 
 #: Precision → its row. A new precision is a row here, its name in `vitfp8.catalog`, and its tests.
@@ -113,19 +122,28 @@ def has_native_products(format: str, device: torch.device) -> tuple[bool, str]:
     return _on_processor(format)
 
 
-def choose_backend(requested: str, device: torch.device, backend: str = "auto") -> tuple[str, str]:
+def choose_backend(
+    requested: str, device: torch.device, backend: str = "auto", *, recipe: str = "tensorwise", shapes: Sequence[Shape] = ()
+) -> tuple[str, str]:
     """``native`` or ``emulated``, and the reason; refuses what the parameters do not allow.
 
     Args:
         requested: a key of `PRECISIONS`.
         device: where the model runs.
         backend: ``auto``, ``native`` or ``emulated``.
+        recipe: how FP8 scales its operands.
+        shapes: of the layers that FP8 would convert; one that cannot run natively makes all of them emulated, never some.
 
     Raises:
         InputError: native products were demanded and the device has none, or emulation makes no sense.
     """
     row = PRECISIONS[requested]
-    has, reason = has_native_products(row.format, device)
+    if row.scaled:
+        # sixteen divides every size that matters: without shapes only the device is asked
+        answers = [native_support(recipe, device, *shape) for shape in shapes or [(16, 16, 16)]]
+        has, reason = next((answer for answer in answers if not answer[0]), answers[0])
+    else:
+        has, reason = has_native_products(row.format, device)
     if backend == "emulated":
         if row.format == "fp32":
             raise InputError("backend: 'emulated': FP32 is never emulated; take backend: auto")
@@ -168,10 +186,12 @@ class PreparedPrecision:
         report: what the record states: requested, effective, backend, reason, product_dtype, evaluation, loss_scaling,
             switches, layers.
         scaler: the dynamic loss scaler; None where none is needed.
+        health: samples what the converted layers lose.
     """
 
     report: dict[str, Any]
     scaler: torch.amp.GradScaler | None
+    health: HealthSampler = field(init=False)
     _skipped: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -215,6 +235,10 @@ class PreparedPrecision:
         assert isinstance(scaled, Tensor)
         return scaled.clone()
 
+    def loss_scale_tensor(self) -> Tensor | None:
+        """The loss scale as a scalar tensor, without waiting for the device; None without loss scaling."""
+        return self._scale_on(self._skipped.device) if self.scaler else None
+
     def loss_scale(self) -> float | None:
         """The loss scale; None without loss scaling. Waits for the device."""
         return float(self.scaler.get_scale()) if self.scaler else None
@@ -230,31 +254,57 @@ class PreparedPrecision:
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""
-        return {"scaler": self.scaler.state_dict() if self.scaler else {}, "skipped": int(self._skipped)}
+        scaler = self.scaler.state_dict() if self.scaler else {}
+        return {"scaler": scaler, "skipped": int(self._skipped), "health": self.health.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self._skipped = torch.tensor(state["skipped"], dtype=torch.int64)
+        self.health.load_state_dict(state["health"])
 
 
-def _layer_rows(model: nn.Module, format: str) -> list[dict[str, Any]]:
-    """One row for each layer that multiplies: name, type, format, converted, reason."""
+def _layer_rows(model: nn.Module, format: str, *, base: str | None = None) -> list[dict[str, Any]]:
+    """One row for each layer that multiplies or normalises: name, type, format, converted, reason.
+
+    Args:
+        model: the converted model.
+        format: what was asked for.
+        base: the base precision's format where `format` is FP8: what the other layers follow.
+    """
     rows = []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, PreciseAttention)):
-            kind = "attention products" if isinstance(module, PreciseAttention) else type(module).__mro__[1].__name__
-            if isinstance(module, (LowPrecisionLinear, LowPrecisionConv2d)):
-                kind = "Linear" if isinstance(module, nn.Linear) else "Conv2d"
-            elif not isinstance(module, PreciseAttention):
-                kind = type(module).__name__
-            rows.append({"name": name, "type": kind, "format": format, "converted": True, "reason": None})
+        reason: str | None = None
+        if isinstance(module, FP8Linear):
+            kind, has = "Linear", format
+        elif isinstance(module, PreciseAttention):
+            kind, has, reason = "attention products", base or format, "attention products stay in high precision"
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            kind, has = ("Linear", base or format) if isinstance(module, nn.Linear) else ("Conv2d", base or format)
+            reason = f"the {'patch embedding' if kind == 'Conv2d' else 'classifier head'} stays in high precision"
         elif isinstance(module, nn.LayerNorm):
-            low = format != "fp32"
-            reason = "norms stay in FP32, as under CUDA autocast" if low else None
-            rows.append({"name": name, "type": "LayerNorm", "format": "fp32", "converted": not low, "reason": reason})
+            kind, has, reason = "LayerNorm", "fp32", "norms stay in FP32, as under CUDA autocast"
+        else:
+            continue
+        converted = has == format
+        rows.append({"name": name, "type": kind, "format": has, "converted": converted, "reason": None if converted else reason})
     return rows
+
+
+def _fp8_candidates(model: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that FP8 converts: the linear layers of the blocks. Embedding and head stay in high precision, as published."""
+    return {name: module for name, module in model.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")}
+
+
+def _convert_to_fp8(model: nn.Module, recipe: Recipe, base: str, backend: str) -> str:
+    """Put FP8 layers, which share the parameters, in place of the candidates; returns the dtype that multiplies."""
+    product_dtype = ""
+    for name, linear in _fp8_candidates(model).items():
+        layer = FP8Linear.from_linear(linear, recipe=recipe.name, base_format=base, backend=backend)
+        model.set_submodule(name, layer)
+        product_dtype = layer.product_dtype
+    return product_dtype
 
 
 def prepare(
@@ -265,6 +315,10 @@ def prepare(
     backend: str = "auto",
     loss_scale: float = 2.0**16,
     loss_scale_interval: int = 2000,
+    fp8_recipe: str = "tensorwise",
+    base_precision: str = "bf16",
+    rows: int = 16,
+    health_every: int = 0,
 ) -> PreparedPrecision:
     """Give a model a precision, in place, and say what really runs.
 
@@ -275,6 +329,10 @@ def prepare(
         backend: ``auto``, ``native`` or ``emulated``; see `choose_backend`.
         loss_scale: the first loss scale, where the precision needs one.
         loss_scale_interval: good steps until it is doubled.
+        fp8_recipe: how FP8 scales its operands; see `vitfp8.precision.recipes`.
+        base_precision: what everything outside the FP8 products follows.
+        rows: batch × tokens of a step, which native FP8 products need divisible by 16.
+        health_every: steps between samples of numeric health; 0: never.
 
     Returns:
         What the trainer needs and the record states.
@@ -283,28 +341,35 @@ def prepare(
         InputError: the device cannot do what the parameters demand.
     """
     row = PRECISIONS[requested]
-    chosen, reason = choose_backend(requested, device, backend)
-    emulated = chosen == "emulated"
-    switches = set_tf32(row.tf32 and not emulated)
+    report: dict[str, Any] = {"requested": requested, "effective": row.format}
+    shapes = [(layer.in_features, layer.out_features, rows) for layer in _fp8_candidates(model).values()] if row.scaled else []
+    chosen, reason = choose_backend(requested, device, backend, recipe=fp8_recipe, shapes=shapes)
+    report |= {"backend": chosen, "reason": reason}
+    base = PRECISIONS[base_precision] if row.scaled else row
+    base_emulated = choose_backend(base.name, device)[0] == "emulated" if row.scaled else chosen == "emulated"
+    switches = set_tf32(base.tf32 and not base_emulated)
     arithmetic = Arithmetic(
-        format=row.format,
-        dtype=torch.float32 if emulated else row.dtype,
-        on_grid=emulated,
-        low_results=row.low_results,
+        format=base.format,
+        dtype=torch.float32 if base_emulated else base.dtype,
+        on_grid=base_emulated,
+        low_results=base.low_results,
     )
+    product_dtype = str(arithmetic.dtype).removeprefix("torch.")
+    if row.scaled:
+        recipe = recipe_named(fp8_recipe)
+        report |= {"recipe": recipe.name, "base": base.format, "base_backend": "emulated" if base_emulated else "native"}
+        product_dtype = _convert_to_fp8(model, recipe, base.format, chosen)
     replace_layers(model, arithmetic)
-    report = {
-        "requested": requested,
-        "effective": row.format,
-        "backend": chosen,
-        "reason": reason,
-        "product_dtype": str(arithmetic.dtype).removeprefix("torch."),
+    report |= {
+        "product_dtype": product_dtype,
         "evaluation": f"{row.format}, as in training",
         "loss_scaling": "dynamic" if row.loss_scaling else None,
         "switches": switches,
-        "layers": _layer_rows(model, row.format),
+        "layers": _layer_rows(model, row.format, base=base.format if row.scaled else None),
     }
     scaler = None
     if row.loss_scaling:
         scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale, growth_interval=loss_scale_interval)
-    return PreparedPrecision(report=report, scaler=scaler)
+    prepared = PreparedPrecision(report=report, scaler=scaler)
+    prepared.health = HealthSampler(model, health_every, prepared.loss_scale)
+    return prepared

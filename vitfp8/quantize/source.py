@@ -183,15 +183,20 @@ def source_parameters(notebook: Path, record: RunRecord, params: QuantizeParams)
         params: of the quantisation.
 
     Raises:
-        InputError: the record's parameters are none of this version.
+        InputError: the record's parameters are none of this version, or those of a training in FP8.
     """
     about = field_notes()
     neutral = {key: note.neutral for key, note in about.items() if note.neutral is not ...}
-    own = {"device": params.device, "threads": params.threads, "download": params.download, "monitor_interval": 1.0}
+    own = {"device": params.device, "threads": params.threads, "download": params.download, "health_every": 0}
     if params.data_dir is not None:
         own["data_dir"] = params.data_dir
     layers = [Layer("later parameters", neutral), Layer(str(notebook), record.parameters), Layer("the quantisation", own)]
-    return validate(layers)
+    run = validate(layers)
+    if run.precision == "fp8":
+        raise InputError(
+            f"source_run: {str(notebook)!r}: was trained in FP8, its layers are quantised as it is; take a run in another precision"
+        )
+    return run
 
 
 def load_source(params: QuantizeParams) -> Source:

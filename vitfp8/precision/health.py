@@ -1,0 +1,165 @@
+"""Numeric health: what the operands of each converted layer lose, sampled on chosen steps.
+
+For each converted linear layer and each operand (activation, weight, gradient): fraction that underflows (not zero before, zero
+after), fraction that saturates, count of non-finite values, amax, SQNR in dB, and the scale, as Transformer Engine's debug
+statistics define them. On steps that are not sampled nothing is attached and nothing is paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitfp8.precision.formats import round_and_count, sqnr
+from vitfp8.precision.fp8_linear import FP8Linear
+from vitfp8.precision.layers import LowPrecisionLinear
+
+OPERANDS = ("activation", "weight", "gradient")
+
+#: What is measured of an operand, in the order of a sample's values.
+MEASURES = ("underflow", "saturated", "nonfinite", "amax", "sqnr_db", "scale")
+
+#: Samples of a layer's operand that are kept; beyond it every second one is dropped, so that a long run's record stays small.
+LARGEST_SERIES = 256
+
+
+def measure(tensor: Tensor, format: str, scale: Tensor | float = 1.0, *, saturate: bool = True) -> Tensor:
+    """What an operand loses when it goes onto a format's grid.
+
+    Args:
+        tensor: the operand in high precision, any shape.
+        format: a key of `vitfp8.precision.FORMATS`.
+        scale: what it is multiplied with before it is rounded; broadcasts against the tensor.
+        saturate: whether the cast saturates (FP8) or overflows to infinity (FP16).
+
+    Returns:
+        The values of `MEASURES`, shape [6], float32 on the tensor's device; the scale is the median of its blocks.
+    """
+    x = tensor.detach().float()
+    rounded, counts = round_and_count(x * scale, format, saturate)
+    finite = torch.where(rounded.isfinite(), rounded, torch.zeros_like(rounded)) / scale
+    scales = scale.detach().float().flatten().median() if isinstance(scale, Tensor) else torch.tensor(float(scale))
+    total = max(counts.total, 1)
+    values = (counts.underflow / total, counts.saturated / total, counts.nonfinite, x.abs().amax(), sqnr(x, finite), scales)
+    return torch.stack([value.to(x.device, torch.float32) for value in values])
+
+
+class HealthSampler:
+    """Samples the operands of a prepared model's linear layers.
+
+    Args:
+        model: the model, its precision prepared.
+        every: steps between samples; 0: never.
+        gradient_scale: tells the loss scale, which gradients carry while they are sampled.
+    """
+
+    def __init__(self, model: nn.Module, every: int, gradient_scale: Callable[[], float | None]) -> None:
+        self.every = every
+        self.layers: dict[str, FP8Linear | LowPrecisionLinear] = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, FP8Linear) or (isinstance(module, LowPrecisionLinear) and not module.arithmetic.is_fp32)
+        }
+        if any(isinstance(module, FP8Linear) for module in self.layers.values()):
+            self.layers = {name: module for name, module in self.layers.items() if isinstance(module, FP8Linear)}
+        self._names = list(self.layers)
+        self._gradient_scale = gradient_scale
+        self._stride = 1
+        self._samples: list[tuple[int, int, int, Tensor]] = []
+
+    @contextmanager
+    def watching(self, step: int) -> Iterator[None]:
+        """Sample what happens inside, if `step` is to be sampled.
+
+        Args:
+            step: of the whole training, from 0.
+        """
+        if not self.every or not self.layers or step % (self.every * self._stride):
+            yield
+            return
+        handles: list[Any] = []
+        for index, layer in enumerate(self.layers.values()):
+            if isinstance(layer, FP8Linear):
+                layer.observer = self._fp8_observer(step, index, layer)
+            else:
+                handles.append(layer.register_forward_hook(self._forward_hook(step, index)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for layer in self.layers.values():
+                if isinstance(layer, FP8Linear):
+                    layer.observer = None
+            self._thin()
+
+    def _fp8_observer(self, step: int, index: int, layer: FP8Linear) -> Callable[[str, Tensor, Tensor, Tensor], None]:
+        """Called by the layer with each operand as it is quantised; operands that are quantised again count once."""
+        recipe = layer.recipe
+        casts = {"activation": recipe.fprop[0], "weight": recipe.fprop[1], "gradient": recipe.dgrad[0]}
+
+        def observe(operand: str, tensor: Tensor, _grid: Tensor, scale: Tensor) -> None:
+            if operand in casts:
+                self._keep(step, index, operand, measure(tensor, casts[operand].format, scale))
+
+        return observe
+
+    def _forward_hook(self, step: int, index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        """Measures activation and weight in the forward pass, and the gradient when it comes back."""
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            assert isinstance(module, LowPrecisionLinear)
+            format = module.arithmetic.format
+            self._keep(step, index, "activation", measure(inputs[0], format, saturate=False))
+            self._keep(step, index, "weight", measure(module.weight, format, saturate=False))
+            if output.requires_grad:
+                output.register_hook(lambda gradient: self._keep_gradient(step, index, format, gradient))
+
+        return hook
+
+    def _keep_gradient(self, step: int, index: int, format: str, gradient: Tensor) -> None:
+        """Measure a gradient as it reaches a layer; it carries the loss scale already."""
+        values = measure(gradient, format, saturate=False)
+        scale = self._gradient_scale()
+        if scale is not None:
+            values[MEASURES.index("scale")] = scale
+        self._keep(step, index, "gradient", values)
+
+    def _keep(self, step: int, index: int, operand: str, values: Tensor) -> None:
+        """Keep a sample on the device: reading it would make the processor wait."""
+        self._samples.append((step, index, OPERANDS.index(operand), values))
+
+    def _thin(self) -> None:
+        """Drop every second sampled step when a series has become too long."""
+        steps = sorted({step for step, *_ in self._samples})
+        if len(steps) > LARGEST_SERIES:
+            self._stride *= 2
+            self._samples = [sample for sample in self._samples if sample[0] % (self.every * self._stride) == 0]
+
+    def report(self) -> dict[str, Any]:
+        """The samples as the record keeps them: names, and columns of equal length. Micro-batches of a step are separate rows."""
+        if not self._samples:
+            return {}
+        values = torch.stack([sample[3].cpu() for sample in self._samples]).tolist()
+        columns: dict[str, list[Any]] = {
+            "step": [sample[0] + 1 for sample in self._samples],
+            "layer": [sample[1] for sample in self._samples],
+            "operand": [sample[2] for sample in self._samples],
+        }
+        for position, name in enumerate(MEASURES):
+            columns[name] = [float(f"{row[position]:.6g}") for row in values]
+        return {"every": self.every * self._stride, "layers": self._names, "operands": list(OPERANDS), "samples": columns}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an exact resume needs."""
+        rows = [(step, layer, operand) for step, layer, operand, _ in self._samples]
+        return {"stride": self._stride, "rows": rows, "values": [values.cpu() for *_, values in self._samples]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._stride = state["stride"]
+        self._samples = [(*row, values) for row, values in zip(state["rows"], state["values"], strict=True)]
