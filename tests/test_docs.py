@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from vitfp8.cli import main
 from vitfp8.params import RunParams, describe_parameters
+from vitfp8.quantize_params import QuantizeParams
 
 TOP = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(TOP.glob("*.md")), *sorted((TOP / "docs").glob("*.md"))]
@@ -76,6 +77,13 @@ def test_every_parameter_is_documented() -> None:
         decides = "yes" if row["decides_numbers"] else "no"
         assert f"| `{row['name']}` | {row['meaning']} | {decides} |" in text
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(RunParams.model_fields)
+
+
+def test_every_parameter_of_a_quantisation_is_documented() -> None:
+    text = (TOP / "docs" / "quantization.md").read_text()
+    for row in describe_parameters(QuantizeParams):
+        decides = "yes" if row["decides_numbers"] else "no"
+        assert f"| `{row['name']}` | {row['meaning']} | {decides} |" in text
 
 
 def test_every_command_and_option_has_a_help_text() -> None:

@@ -194,7 +194,7 @@ def source_parameters(notebook: Path, record: RunRecord, params: QuantizeParams)
     run = validate(layers)
     if run.precision == "fp8":
         raise InputError(
-            f"source_run: {str(notebook)!r}: was trained in FP8, its layers are quantised as it is; take a run in another precision"
+            f"source_run: {str(notebook)!r}: was trained in FP8: its layers are quantised already; take one in another precision"
         )
     return run
 
