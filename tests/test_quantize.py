@@ -18,6 +18,9 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from torch import Tensor
 
 from vitfp8 import load_quantization, load_runs, read_record
+from vitfp8.analysis import load_results, prose
+from vitfp8.analysis.plots import draw_figure
+from vitfp8.analysis.quantization import quantization_remark, quantization_table
 from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint, save_checkpoint
 from vitfp8.experiment import prepare_experiment
 from vitfp8.model import create_model
@@ -463,3 +466,15 @@ def test_parameters_of_a_training_are_laid_over_trainings_alone(project: Path) -
     assert isinstance(training.params, RunParams) and training.params.epochs == 1
     assert isinstance(test.params, QuantizeParams) and test.params.formats == ["int8"] and test.params.monitor_interval == 0.2
     assert test.source_planned and test.params.threads == training.params.threads == 1
+
+
+def test_a_quantisation_that_did_not_complete_is_listed_and_in_no_result(study: Path) -> None:
+    params = parameters(study)
+    record = RunRecord(kind="quantization", experiment="FP8Test", seed=0, status="failed", reason="the kernel died")
+    with RunJournal(Path(str(params.run_folder)), record, show=False):
+        pass
+    results = load_results(study)
+    assert results.quantized == [] and [group.experiment for group in results.groups] == ["AugmFP16"]
+    assert [(row.run, row.status, row.reason) for row in results.excluded] == [("FP8Test-s0", "failed", "the kernel died")]
+    assert "FP8Test-s0 failed" in str(draw_figure(6, results)) and quantization_remark(results.quantized) == ""
+    assert "FP8Test-s0" not in prose.outcomes(results) and quantization_table(results.quantized).rows == []

@@ -192,6 +192,7 @@ class Excluded:
     """A run that is not in the results, and why."""
 
     run: str
+    experiment: str
     label: str
     seed: int | None
     status: str
@@ -291,6 +292,7 @@ class StudyResults:
             rows.append(
                 Excluded(
                     run=row["run"],
+                    experiment=record.experiment,
                     label=group_label(record.experiment, record.variant, record.origin),
                     seed=record.seed,
                     status=record.status,
@@ -301,6 +303,7 @@ class StudyResults:
         rows += [
             Excluded(
                 run=run,
+                experiment=record.experiment,
                 label=group_label(record.experiment, record.variant, record.origin),
                 seed=record.seed,
                 status=record.status,

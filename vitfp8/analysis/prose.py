@@ -228,7 +228,7 @@ def outcomes(results: StudyResults) -> str:
         lines.append(f"- *Outcome:* {_outcome(results, group)}")
         blocks.append("\n".join(lines))
     for name in results.missing_experiments:
-        beside = [row for row in results.excluded if results.records[row.run].experiment == name]
+        beside = [row for row in results.excluded if row.experiment == name]
         how = listed([f"{md(row.run)} {row.status}" for row in beside]) if beside else "it was not run in this study"
         blocks.append(f"**{md(label_of(name))}**\n\n- *Outcome:* no completed run ({how}).")
     return "\n\n".join(blocks)

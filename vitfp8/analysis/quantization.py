@@ -264,25 +264,25 @@ def sensitivity_figure(record: RunRecord) -> Figure | str:
         return "No layer was quantised alone in this run (sensitivity: false)."
     layers = list(dict.fromkeys(row.layer for row in record.sensitivity))
     formats = list(dict.fromkeys(row.format for row in record.sensitivity))
-    looks: Any = (("#0072b2", "o", "-"), ("#e67e22", "s", "--"), ("#2e7d32", "D", "-."), ("#7f3c8d", "*", ":"))
+    looks: Any = (("#0072b2", "o"), ("#e67e22", "s"), ("#2e7d32", "D"), ("#7f3c8d", "*"))
     titles = (("logit_sqnr_db", 1.0, "SQNR of the logits (dB)"), ("accuracy_difference", 100.0, "Validation accuracy (points)"))
     with drawing():
         figure = new_figure(0.8 + 0.17 * max(len(layers), 6), alternative="sensitivity of layers to quantisation")
         panels = figure.subplots(1, 2, sharey=True)
         for ax, (key, factor, title) in zip(panels, titles, strict=True):
-            for name, (color, marker, line) in zip(formats, looks, strict=False):
+            for name, (color, marker) in zip(formats, looks, strict=False):
                 rows = [row for row in record.sensitivity if row.format == name]
                 points = [(factor * v, layers.index(row.layer)) for row in rows if (v := finite(getattr(row, key))) is not None]
                 if points:
                     xs, ys = zip(*points, strict=True)
-                    ax.plot(xs, ys, color=color, marker=marker, linestyle=line, linewidth=0.8, markersize=4)
+                    ax.plot(xs, ys, color=color, marker=marker, linestyle="", markersize=4.5)
             ax.set_title(title)
         panels[1].axvline(0, color="#333333", linewidth=0.9)
         panels[0].set_yticks(range(len(layers)), [plot_label(layer.removeprefix("blocks."), 24) for layer in layers])
         panels[0].set_ylim(len(layers) - 0.5, -0.5)
         handles = [
-            Line2D([], [], color=color, marker=marker, linestyle=line, label=format_label(name))
-            for name, (color, marker, line) in zip(formats, looks, strict=False)
+            Line2D([], [], color=color, marker=marker, linestyle="", label=format_label(name))
+            for name, (color, marker) in zip(formats, looks, strict=False)
         ]
         legend_below(figure, handles, columns=len(handles))
     return figure
