@@ -29,7 +29,8 @@ _LOOKS: Mapping[str, tuple[str, Any]] = {
 
 #: Colours and line styles of formats, in turn.
 _FORMAT_LOOKS: Sequence[tuple[str, Any]] = (
-    ("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-."), ("#333333", ":"), ("#8e44ad", (0, (7, 2))), ("#a0522d", (0, (5, 1, 1, 1))),
+    ("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-."), ("#333333", ":"), ("#8e44ad", (0, (7, 2))),
+    ("#a0522d", (0, (5, 1, 1, 1))),
 )  # fmt: skip
 
 #: Column of an error map → its title and colour map.
@@ -73,7 +74,7 @@ def number_lines(grids: Mapping[str, np.ndarray]) -> Figure:
         # a format with float32's range would squeeze the others into a corner
         narrow = [i for i, (low, high) in enumerate(zip(lows, highs, strict=True)) if high - low < 64] or list(range(rows))
         low, high = min(lows[i] for i in narrow) - 1, max(highs[i] for i in narrow) + 1
-        for place, (label, grid) in enumerate(grids.items()):
+        for place, grid in enumerate(grids.values()):
             color = _FORMAT_LOOKS[place % len(_FORMAT_LOOKS)][0]
             positive = grid[grid > 0]
             _ticks(panels[0], np.log2(positive).clip(low, high), place, color)
@@ -250,10 +251,8 @@ def image_panels(image: np.ndarray, rounded: Mapping[str, np.ndarray]) -> Figure
         panels[1][0].text(0.5, 0.5, "difference,\n% of the\nimage's range", ha="center", va="center", fontsize=8)
         if errors:
             bar = figure.colorbar(mappable, ax=list(panels[1][1:]), shrink=0.8, pad=0.02)
-            bar.set_ticks(
-                [-largest, 0, largest],
-                labels=[f"{100 * x / ((high - low) or 1):+.2g} %" if x else "0" for x in (-largest, 0, largest)],
-            )
+            end = f"{100 * largest / ((high - low) or 1):.2g} %"
+            bar.set_ticks([-largest, 0, largest], labels=[f"−{end}", "0", f"+{end}"])
     return figure
 
 

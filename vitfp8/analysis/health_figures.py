@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitfp8.analysis.figures import WIDTH, Figure, drawing, new_figure
+from vitfp8.analysis.metrics import Group, StudyResults
 
 #: Measure → its title, unit factor, and colour map.
 _MEASURES: Mapping[str, tuple[str, float, str]] = {
@@ -130,3 +131,110 @@ def show_health(health: Mapping[str, Any]) -> None:
 
     for shown in (health_figure(health), steps_figure(health)):
         display(Markdown(shown) if isinstance(shown, str) else shown)
+
+
+def _sampled(results: StudyResults) -> list[tuple[Group, Mapping[str, Any]]]:
+    """Groups whose first run has numeric health, with it."""
+    found = [(group, results.records[group.runs["run"].iloc[0]].health) for group in results.groups]
+    return [(group, health) for group, health in found if health.get("samples")]
+
+
+#: Columns of the study's heat maps: measure, operand, title.
+_STUDY_COLUMNS = (
+    ("sqnr_db", "activation", "SQNR of activations (dB)"),
+    ("sqnr_db", "gradient", "SQNR of gradients (dB)"),
+    ("underflow", "gradient", "Underflow of gradients (%)"),
+)
+
+
+def study_health(results: StudyResults) -> Figure | str:
+    """Heat maps of layers × time, a row for each low-precision experiment (its first run).
+
+    Args:
+        results: the study.
+
+    Returns:
+        The figure, or the sentence that stands in its place.
+    """
+    sampled = _sampled(results)
+    if not sampled:
+        return "No completed run of this study carries samples of numeric health: nothing is rounded in FP32."
+    with drawing():
+        heights = [max(0.9, 0.075 * len(health["layers"])) for _, health in sampled]
+        figure = new_figure(0.8 + sum(heights) + 0.3 * len(heights), alternative="numeric health of the layers over time")
+        axes = figure.subplots(len(sampled), len(_STUDY_COLUMNS), squeeze=False, height_ratios=heights)
+        for number, (group, health) in enumerate(sampled):
+            for ax, (measure, operand, title) in zip(axes[number], _STUDY_COLUMNS, strict=True):
+                factor, colors = _MEASURES[measure][1], _MEASURES[measure][2]
+                layers, steps, grid = health_grid(health, measure, operand)
+                extent = (0.5, len(steps) + 0.5, len(layers) - 0.5, -0.5)
+                image = ax.imshow(grid * factor, aspect="auto", cmap=colors, extent=extent, interpolation="nearest")
+                figure.colorbar(image, ax=ax, fraction=0.06)
+                ax.grid(False)
+                if number == 0:
+                    ax.set_title(title, fontsize=7)
+                ax.set_xticks([1, len(steps)], [f"{steps[0]:,}", f"{steps[-1]:,}"])
+                ax.set_yticks([])
+            labels = [name.removeprefix("blocks.") for name in layers]
+            if len(labels) <= 24:
+                axes[number][0].set_yticks(range(len(labels)), labels, fontsize=4)
+            axes[number][0].set_ylabel(group.label, fontsize=6)
+        for ax in axes[-1]:
+            ax.set_xlabel("Step")
+    return figure
+
+
+def study_steps(results: StudyResults) -> Figure | str:
+    """Gradient norm and loss scale by step: a line for each experiment's first run.
+
+    Args:
+        results: the study.
+
+    Returns:
+        The figure, or the sentence that stands in its place.
+    """
+    traces = [(group, results.records[group.runs["run"].iloc[0]].health.get("steps") or {}) for group in results.groups]
+    traces = [(group, trace) for group, trace in traces if trace.get("grad_norm")]
+    if not traces:
+        return "No completed run of this study carries a trace of its steps."
+    scaled = any(trace.get("loss_scale") for _, trace in traces)
+    with drawing():
+        figure = new_figure(2.4, alternative="gradient norm and loss scale by step")
+        panels = figure.subplots(1, 2 if scaled else 1, squeeze=False)[0]
+        for group, trace in traces:
+            look = {"color": group.style.color, "linestyle": group.style.linestyle, "linewidth": 0.7, "label": group.label}
+            for ax, name in zip(panels, ("grad_norm", "loss_scale"), strict=False):
+                raw = trace.get(name) or []
+                values = np.array([v if isinstance(v, (int, float)) else math.nan for v in raw], dtype=float)
+                values[~np.isfinite(values) | (values <= 0)] = math.nan
+                width = max(1, len(values) // 200) if name == "grad_norm" else 1
+                if width > 1:  # the median of a window: steps are noisier than a line can show
+                    values = np.nanmedian(values[: len(values) // width * width].reshape(-1, width), axis=1)
+                if len(values):
+                    ax.plot(np.arange(1, len(values) + 1) * width * int(trace.get("stride", 1)), values, **look)
+        for ax, title, base in zip(panels, ("Gradient norm before clipping", "Loss scale"), (10, 2), strict=False):
+            ax.set_yscale("log", base=base)
+            ax.set_title(title)
+            ax.set_xlabel("Step")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+def show_study_health(results: StudyResults, *, what: str, lead: str = "") -> None:
+    """Display one of the study's figures of numeric health, or the sentence that stands in its place.
+
+    Args:
+        results: the study.
+        what: ``layers`` (heat maps) or ``steps`` (curves).
+        lead: Markdown before the figure; left out with it.
+    """
+    from IPython.display import Markdown, display
+
+    drawn = study_health(results) if what == "layers" else study_steps(results)
+    if isinstance(drawn, str):
+        display(Markdown(drawn))
+        return
+    if lead:
+        display(Markdown(lead))
+    display(drawn)

@@ -115,7 +115,7 @@ def _row(values: Tensor, **where: str) -> dict[str, Any]:
 
 
 def format_errors(tensors: Mapping[str, Tensor], formats: Sequence[str]) -> list[dict[str, Any]]:
-    """What rounding to each format loses of each tensor, unscaled, and scaled so that the largest element is the format's largest.
+    """What rounding to each format loses of each tensor, unscaled, and scaled so that the amax is the format's largest.
 
     Args:
         tensors: from `layer_tensors`.

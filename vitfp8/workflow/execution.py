@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,6 @@ from typing import Any
 import papermill
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.paths import jupyter_runtime_dir
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
@@ -67,12 +67,6 @@ class _ThisInterpreter(KernelSpecManager):
         return KernelSpec(argv=argv, display_name="Python 3 (ipykernel)", language="python")
 
 
-def _transport() -> str:
-    """Sockets in the file system where their paths are short enough: no port to collide on, nobody else can listen."""
-    longest = len(jupyter_runtime_dir()) + len("/kernel-00000000-0000-0000-0000-000000000000-ipc-99999")
-    return "ipc" if os.name == "posix" and longest < 100 else "tcp"
-
-
 class _Engine(NBClientEngine):
     """Papermill's engine with our kernel manager, which it hands to whoever must interrupt."""
 
@@ -86,18 +80,25 @@ class _Engine(NBClientEngine):
         **options: Any,
     ) -> Any:
         """Execute the notebook of `nb_man`; see papermill."""
-        manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=_ThisInterpreter(), transport=_transport())
-        on_kernel(manager)
-        client = PapermillNotebookClient(
-            nb_man,
-            km=manager,
-            timeout=None,
-            startup_timeout=options.get("start_timeout") or 120,
-            kernel_name=kernel_name,
-            log_output=False,
-        )
-        client.owns_km = True  # so that the kernel is shut down at the end, as one that nbclient started itself
-        return client.execute(env=environment)
+        # sockets in a folder of one's own: no port to collide on, nobody else can listen, and the path is short enough for a socket
+        with tempfile.TemporaryDirectory(prefix="vitfp8-", ignore_cleanup_errors=True) as sockets:
+            manager = AsyncKernelManager(
+                kernel_name=kernel_name,
+                kernel_spec_manager=_ThisInterpreter(),
+                transport="ipc" if os.name == "posix" else "tcp",
+                connection_file=str(Path(sockets) / "kernel.json"),
+            )
+            on_kernel(manager)
+            client = PapermillNotebookClient(
+                nb_man,
+                km=manager,
+                timeout=None,
+                startup_timeout=options.get("start_timeout") or 120,
+                kernel_name=kernel_name,
+                log_output=False,
+            )
+            client.owns_km = True  # so that the kernel is shut down at the end, as one that nbclient started itself
+            return client.execute(env=environment)
 
 
 papermill_engines.register("vitfp8", _Engine)
