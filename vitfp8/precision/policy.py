@@ -172,7 +172,13 @@ def set_tf32(on: bool) -> dict[str, Any]:
     for name, switch in switches.items():
         # oneDNN's "tf32" would mean something else on a processor: there FP32 stays FP32 and TF32 is emulated
         switch.fp32_precision = value if "cud" in name else "ieee"
-    return {name: switch.fp32_precision for name, switch in switches.items()}
+    # sums of half and BF16 products may otherwise be kept in the low format on the way: accumulation is FP32 here
+    backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    return {name: switch.fp32_precision for name, switch in switches.items()} | {
+        "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction": False,
+        "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": False,
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- preparing

@@ -101,6 +101,9 @@ class Precision(_Part):
         product_dtype: the dtype in which the products are computed, e.g. ``float32`` for FP16 on the grid.
         evaluation: precision of validation and test.
         loss_scaling: ``dynamic`` or None.
+        recipe: how FP8 scales its operands; None for other precisions.
+        base: format that everything outside the FP8 products follows.
+        base_backend: who multiplies there.
         switches: global switches that decide what "FP32" is, e.g. TF32.
         layers: one row a layer with products.
     """
@@ -112,6 +115,9 @@ class Precision(_Part):
     product_dtype: str | None = None
     evaluation: str | None = None
     loss_scaling: str | None = None
+    recipe: str | None = None
+    base: str | None = None
+    base_backend: str | None = None
     switches: dict[str, Any] = Field(default_factory=dict)
     layers: list[LayerPrecision] = Field(default_factory=list)
 

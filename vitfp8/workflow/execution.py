@@ -80,7 +80,7 @@ class _Engine(NBClientEngine):
         **options: Any,
     ) -> Any:
         """Execute the notebook of `nb_man`; see papermill."""
-        # sockets in a folder of one's own: no port to collide on, nobody else can listen, and the path is short enough for a socket
+        # sockets in a folder of one's own: no port to collide on, nobody else listens, and the path is short enough for one
         with tempfile.TemporaryDirectory(prefix="vitfp8-", ignore_cleanup_errors=True) as sockets:
             manager = AsyncKernelManager(
                 kernel_name=kernel_name,
