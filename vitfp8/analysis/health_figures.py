@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from vitfp8.analysis.figures import WIDTH, Figure, drawing, new_figure
 from vitfp8.analysis.metrics import Group, StudyResults
@@ -17,6 +19,14 @@ _MEASURES: Mapping[str, tuple[str, float, str]] = {
     "saturated": ("Saturated (%)", 100.0, "viridis"),
     "sqnr_db": ("SQNR (dB)", 1.0, "viridis_r"),
 }
+
+
+def _log_axis(ax: Axes, base: int) -> None:
+    """A logarithmic y axis with plain numbers: formulas are not parsed in these figures."""
+    ax.set_yscale("log", base=base)
+    ax.yaxis.set_major_locator(LogLocator(base=base, subs=(1, 2, 5) if base == 10 else (1,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def health_grid(health: Mapping[str, Any], measure: str, operand: str) -> tuple[list[str], list[int], np.ndarray]:
@@ -108,13 +118,14 @@ def steps_figure(health: Mapping[str, Any]) -> Figure | str:
         figure = new_figure(2.0, width=WIDTH + 1.2, alternative="gradient norm and loss scale by step")
         panels = figure.subplots(1, 2 if scales else 1, squeeze=False)[0]
         if finite.any():
-            panels[0].semilogy(x[finite], values[finite], color="#0072b2", linewidth=0.6)
+            panels[0].plot(x[finite], values[finite], color="#0072b2", linewidth=0.6)
+            _log_axis(panels[0], 10)
         for step in x[~np.isfinite(values)]:
             panels[0].axvline(step, color="#d55e00", linewidth=0.6)
         panels[0].set_title("Gradient norm before clipping" + (", skipped steps marked" if (~np.isfinite(values)).any() else ""))
         if scales:
             panels[1].step(np.arange(1, len(scales) + 1) * stride, scales, where="post", color="#0072b2")
-            panels[1].set_yscale("log", base=2)
+            _log_axis(panels[1], 2)
             panels[1].set_title("Loss scale")
         for ax in panels:
             ax.set_xlabel("Step")
@@ -213,7 +224,7 @@ def study_steps(results: StudyResults) -> Figure | str:
                 if len(values):
                     ax.plot(np.arange(1, len(values) + 1) * width * int(trace.get("stride", 1)), values, **look)
         for ax, title, base in zip(panels, ("Gradient norm before clipping", "Loss scale"), (10, 2), strict=False):
-            ax.set_yscale("log", base=base)
+            _log_axis(ax, base)
             ax.set_title(title)
             ax.set_xlabel("Step")
         handles, labels = panels[0].get_legend_handles_labels()
