@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vitfp8.params import Layer, RunParams, read_layer, validate
+
+# A shell that starts a job in the background makes it ignore Ctrl-C, and its children inherit that: tests that send it need it heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOP = Path(__file__).resolve().parent.parent
 SMOKE = TOP / "params" / "presets" / "smoke.yaml"
