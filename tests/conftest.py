@@ -11,7 +11,7 @@ import pytest
 
 from vitfp8.params import Layer, RunParams, read_layer, validate
 
-# A shell that starts a job in the background makes it ignore Ctrl-C, and its children inherit that: tests that send it need it heard.
+# A shell that starts a job in the background makes it ignore Ctrl-C, and children inherit that: tests that send it need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOP = Path(__file__).resolve().parent.parent
