@@ -273,7 +273,7 @@ def _fresh_folder(params: RunParams) -> Path:
     return Path("runs") / f"{params.run_name}-{stamp}-{uuid.uuid4().hex[:6]}"
 
 
-def _device_facts(device: torch.device) -> dict[str, Any]:
+def device_facts(device: torch.device) -> dict[str, Any]:
     """What only torch knows of the machine: device name, threads, instruction set."""
     facts: dict[str, Any] = {
         "device_type": device.type,
@@ -289,6 +289,27 @@ def _device_facts(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+def data_of(params: RunParams, device: torch.device) -> ImageData:
+    """The data set that the parameters name, on a device.
+
+    Args:
+        params: of a training.
+        device: where the images go.
+
+    Raises:
+        InputError: see `vitfp8.data.load_data`.
+    """
+    return load_data(
+        dataset=params.dataset,
+        data_dir=params.data_dir,
+        image_size=params.image_size,
+        validation_fraction=params.validation_fraction,
+        download=params.download,
+        workers=params.workers,
+        device=device,
+    )
+
+
 def prepare_experiment(params: RunParams) -> Experiment:
     """Everything from parameters to a ready trainer; continues from the run folder's checkpoint when there is one.
 
@@ -302,15 +323,7 @@ def prepare_experiment(params: RunParams) -> Experiment:
     device = resolve_device(params.device)
     keep_freed_memory()
     determinism = set_determinism(params, device)
-    data = load_data(
-        dataset=params.dataset,
-        data_dir=params.data_dir,
-        image_size=params.image_size,
-        validation_fraction=params.validation_fraction,
-        download=params.download,
-        workers=params.workers,
-        device=device,
-    )
+    data = data_of(params, device)
     torch.manual_seed(params.seed)  # whatever drew numbers while loading: the weights follow the seed alone
     model = create_model(params, data.classes).to(device)
     facts = model_facts(model, params.model)
@@ -334,7 +347,7 @@ def prepare_experiment(params: RunParams) -> Experiment:
             trainer.load_checkpoint(last)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{last}: does not fit this run ({error}); give another run_folder") from None
-    provenance = collect_provenance() | _device_facts(device) | {"run_id": uuid.uuid4().hex}
+    provenance = collect_provenance() | device_facts(device) | {"run_id": uuid.uuid4().hex}
     return Experiment(
         params=params,
         device=device,

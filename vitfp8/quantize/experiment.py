@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitfp8.checkpoint import file_digest
 from vitfp8.data import check_dataset
-from vitfp8.experiment import _device_facts, resolve_device
+from vitfp8.experiment import device_facts, resolve_device
 from vitfp8.model import create_model
 from vitfp8.monitor import SystemMonitor
 from vitfp8.precision import choose_backend, prepare
@@ -316,5 +316,5 @@ def prepare_quantization(params: QuantizeParams) -> Quantization:
     source = load_source(params)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(params.run_folder or Path("runs") / f"{params.run_name}-{stamp}-{uuid.uuid4().hex[:6]}")
-    provenance = collect_provenance("quantization") | _device_facts(source.device) | {"run_id": uuid.uuid4().hex}
+    provenance = collect_provenance("quantization") | device_facts(source.device) | {"run_id": uuid.uuid4().hex}
     return Quantization(params=params, source=source, folder=folder, provenance=provenance)

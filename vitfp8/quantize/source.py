@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint
-from vitfp8.data import ImageData, eval_batches, load_data
+from vitfp8.data import ImageData, eval_batches
 from vitfp8.data.batches import augmentation_of
 from vitfp8.data.draws import fixed_order
-from vitfp8.experiment import keep_freed_memory, resolve_device, set_determinism
+from vitfp8.experiment import data_of, keep_freed_memory, resolve_device, set_determinism
 from vitfp8.model import create_model, model_facts
 from vitfp8.params import InputError, Layer, RunParams, field_notes, validate
 from vitfp8.precision import PreparedPrecision, prepare
@@ -214,15 +214,7 @@ def load_source(params: QuantizeParams) -> Source:
     device = resolve_device(run.device)
     keep_freed_memory()
     determinism = set_determinism(run, device)
-    data = load_data(
-        dataset=run.dataset,
-        data_dir=run.data_dir,
-        image_size=run.image_size,
-        validation_fraction=run.validation_fraction,
-        download=run.download,
-        workers=run.workers,
-        device=device,
-    )
+    data = data_of(run, device)
     if record.data.get("digest") and data.digest != record.data["digest"]:
         raise InputError(
             f"data_dir: the data set {run.dataset} is not the one that {notebook.name} was trained on "

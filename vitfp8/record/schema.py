@@ -47,7 +47,7 @@ class EpochRow(_Part):
         val_acc: accuracy on the same.
         learning_rate: of the epoch's last step.
         epoch_seconds: training and validation together.
-        train_seconds: training alone, without the first, slower steps' correction.
+        train_seconds: training alone, all steps of the epoch, the device waited for at the end.
         images_per_second: training images ÷ training seconds.
         grad_norm: mean gradient norm before clipping over the steps that were not skipped.
         loss_scale: of FP16 at the epoch's end; None without loss scaling.
