@@ -1,0 +1,41 @@
+"""The command line ``vitfp8``; a module here for each family of commands.
+
+Exit status: 0 done (a diverged run is a result); 1 a run failed; 2 bad input, before anything starts or is written; 130
+interrupted.
+Everything heavier than click is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vitfp8.cli.batch import run
+from vitfp8.cli.machine import check, monitor
+from vitfp8.cli.records import runs
+from vitfp8.cli.report import report
+
+
+class _Commands(click.Group):
+    """A group whose commands say what is wrong with the input in one line and exit with status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an `InputError` becomes its one line."""
+        from vitfp8.params import InputError
+
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"vitfp8: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vitfp8")
+def main() -> None:
+    """Train Vision Transformers in FP32, BF16, FP16 and FP8, as notebooks, and report what low precision costs."""
+
+
+for command in (run, check, runs, report, monitor):
+    main.add_command(command)

@@ -1,0 +1,37 @@
+"""``vitfp8 check`` and ``monitor``: this machine before a batch and while it works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option("--preset", metavar="P", help="Lay a preset over each file first.")
+def check(files: tuple[str, ...], preset: str | None) -> None:
+    """Validate parameter files and this machine, before a long batch.
+
+    Without a FILE: the four of the study. Presets and study files may be given too.
+    """
+    from vitfp8.workflow.preflight import check_files
+
+    for line in check_files([Path(file) for file in files], preset):
+        click.echo(line)
+
+
+@click.command()
+@click.option("--name", help="Name of what is measured; names the file.")
+@click.option("--output", type=click.Path(path_type=Path), help="CSV file; default: <name>.csv or hardware.csv.")
+@click.option(
+    "--interval", type=click.IntRange(10, 3_600_000), default=1000, show_default=True, help="Milliseconds between samples."
+)
+def monitor(name: str | None, output: Path | None, interval: int) -> None:
+    """Sample the hardware to a CSV file until Ctrl-C."""
+    from vitfp8.monitor import monitor_stream
+
+    target = output or Path(f"{name or 'hardware'}.csv")
+    click.echo(f"sampling to {target} every {interval} ms; Ctrl-C ends it")
+    count = monitor_stream(target, interval / 1000, name=name)
+    click.echo(f"{count} samples in {target}")

@@ -1,0 +1,57 @@
+"""``vitfp8 runs``: what is there, and what to do with single records."""
+
+from __future__ import annotations
+
+import click
+
+from vitfp8.cli.tables import console, record_cells
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def runs(study: str | None, as_json: bool) -> None:
+    """List what is there, also unfinished, failed and diverged runs."""
+    import json
+
+    from vitfp8.params import InputError
+    from vitfp8.record import load_records
+    from vitfp8.workflow.locate import EXECUTED
+
+    folders = [EXECUTED / study] if study else sorted(path for path in EXECUTED.glob("*") if path.is_dir())
+    if study and not folders[0].is_dir():
+        there = ", ".join(sorted(path.name for path in EXECUTED.glob("*") if path.is_dir())) or "none yet"
+        raise InputError(f"study: {study!r}: there is no {folders[0]}; there are: {there}")
+    rows, problems = [], []
+    for folder in folders:
+        found, bad = load_records(folder)
+        problems += bad
+        rows += [(folder.name, path, record) for path, record in found]
+    if as_json:
+        out = [
+            {
+                "study": name,
+                "run": path.stem,
+                "status": record.status,
+                "reason": record.reason,
+                "progress": record.progress,
+                "metrics": record.metrics.model_dump(),
+                "path": str(path),
+            }
+            for name, path, record in rows
+        ]
+        click.echo(json.dumps({"runs": out, "problems": problems}, indent=1, allow_nan=False, default=str))
+        return
+    if not rows and not problems:
+        click.echo(f"nothing in {EXECUTED}/ yet; `vitfp8 run --preset digits` is a start")
+        return
+    from rich.table import Table
+
+    table = Table()
+    for column in ("study", "run", "status", "epoch", "validation", "test", "time", "note"):
+        table.add_column(column, overflow="fold")
+    for name, path, record in rows:
+        table.add_row(name, path.stem, record.status, *record_cells(record), record.reason or "")
+    console().print(table)
+    for problem in problems:
+        click.echo(f"vitfp8: {problem}", err=True)

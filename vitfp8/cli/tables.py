@@ -1,0 +1,37 @@
+"""What several commands print: the console, and a record as cells of a table."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def console() -> Any:
+    """A rich console that honours NO_COLOR and uses the full width when nobody watches."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=False)
+
+
+def record_cells(record: Any) -> tuple[str, str, str, str]:
+    """Epoch, best validation accuracy, test accuracy and time of a record, as text."""
+    if record is None:
+        return "", "", "", ""
+    progress, metrics = record.progress, record.metrics
+    best = metrics.best_val_acc
+    if best is None:
+        best = max((row.val_acc for row in record.history if row.val_acc is not None), default=None)
+    seconds = sum(row.epoch_seconds or 0 for row in record.history)
+    return (
+        f"{progress.get('epoch', 0)}/{progress.get('epochs', '?')}",
+        "" if best is None else f"{100 * best:.2f} %",
+        "" if metrics.test_acc is None else f"{100 * metrics.test_acc:.2f} %",
+        duration(seconds) if record.history else "",
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``1:02:03`` or ``2:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
