@@ -44,7 +44,8 @@ Backends
     at; both are exact on the grid. The quantisers are a compiled routine where there is a compiler
     (`vitfp8.precision.cpu_quantizer`) and eager PyTorch elsewhere, with the same bits. ``native`` stores the operands in
     FP8 dtypes and calls ``torch._scaled_mm``: NVIDIA hardware with FP8 products, and, for one scale a tensor, PyTorch's
-    reference on a CPU, by which the tests compare both. Ask `native_support` first.
+    reference on a CPU, by which the tests compare both. A training uses it for delayed scaling; the recipes that torchao has run
+    natively through torchao (`vitfp8.precision.torchao_layers`). Ask `native_support` first.
 
 What was decided against
     Caching the quantised weight between passes: the weights are 2 % of what a step quantises (ViT-Ti, batch 128), and a
@@ -67,7 +68,8 @@ from torch.autograd.function import once_differentiable
 
 from vitfp8.params import InputError, suggest
 from vitfp8.precision.quantizer import AmaxHistory, Quantized, quantize
-from vitfp8.precision.recipes import Cast, Recipe, recipe_named
+from vitfp8.precision.recipes import RECIPES, Cast, Recipe, recipe_named
+from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, torchao_version
 
 Observer = Callable[[str, Tensor, Tensor, Tensor], None]
 """Called with (operand, high-precision tensor, its grid values as float32, its scale, which broadcasts against them).
@@ -90,7 +92,9 @@ NATIVE_CAPABILITY: dict[str, tuple[int, int]] = {
 }
 
 
-def native_support(recipe: str, device: torch.device | str, in_features: int, out_features: int, tokens: int) -> tuple[bool, str]:
+def native_support(
+    recipe: str, device: torch.device | str, in_features: int, out_features: int, tokens: int, *, base_format: str = "bf16"
+) -> tuple[bool, str]:
     """Whether a linear layer can run a recipe on FP8 hardware, and why not.
 
     Args:
@@ -99,6 +103,7 @@ def native_support(recipe: str, device: torch.device | str, in_features: int, ou
         in_features: of the layer.
         out_features: of the layer.
         tokens: rows of its input: batch × tokens of an image. The weight gradient sums over them.
+        base_format: ``bf16`` or ``fp32``; finer scales than one a tensor give BF16 results only.
 
     Returns:
         (yes or no, the reason in words).
@@ -119,6 +124,10 @@ def native_support(recipe: str, device: torch.device | str, in_features: int, ou
     if capability < least:
         has, needs = (".".join(map(str, pair)) for pair in (capability, least))
         return False, f"compute capability {has}; FP8 products need {needs}"
+    if base_format == "fp32" and not RECIPES[name].one_scale:
+        return False, f"{name} gives BF16 results natively, and the base precision is FP32"
+    if name in TORCHAO_RECIPES and torchao_version() is None:
+        return False, "native FP8 runs through torchao, which is not installed (pip install 'vitfp8[fp8]')"
     for what, size in (("in_features", in_features), ("out_features", out_features), ("batch × tokens", tokens)):
         if size % 16:
             return False, f"{what} {size} is not divisible by 16"

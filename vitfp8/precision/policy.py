@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from vitfp8.catalog import PRECISIONS as PRECISION_NAMES
 from vitfp8.params import InputError
-from vitfp8.precision.fp8_linear import FP8Linear, native_support
+from vitfp8.precision.fp8_linear import BASE_FORMATS, FP8Linear, native_support
 from vitfp8.precision.health import HealthSampler
 from vitfp8.precision.layers import Arithmetic, PreciseAttention, replace_layers
 from vitfp8.precision.recipes import Recipe, recipe_named
+from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, convert_with_torchao, torchao_version
 
 #: Below this loss scale FP16 training has collapsed: gradients overflow although they are not scaled up at all.
 SMALLEST_LOSS_SCALE = 1.0
@@ -123,7 +124,13 @@ def has_native_products(format: str, device: torch.device) -> tuple[bool, str]:
 
 
 def choose_backend(
-    requested: str, device: torch.device, backend: str = "auto", *, recipe: str = "tensorwise", shapes: Sequence[Shape] = ()
+    requested: str,
+    device: torch.device,
+    backend: str = "auto",
+    *,
+    recipe: str = "tensorwise",
+    base: str = "bf16",
+    shapes: Sequence[Shape] = (),
 ) -> tuple[str, str]:
     """``native`` or ``emulated``, and the reason; refuses what the parameters do not allow.
 
@@ -132,6 +139,7 @@ def choose_backend(
         device: where the model runs.
         backend: ``auto``, ``native`` or ``emulated``.
         recipe: how FP8 scales its operands.
+        base: what everything outside the FP8 products follows.
         shapes: of the layers that FP8 would convert; one that cannot run natively makes all of them emulated, never some.
 
     Raises:
@@ -140,7 +148,7 @@ def choose_backend(
     row = PRECISIONS[requested]
     if row.scaled:
         # sixteen divides every size that matters: without shapes only the device is asked
-        answers = [native_support(recipe, device, *shape) for shape in shapes or [(16, 16, 16)]]
+        answers = [native_support(recipe, device, *shape, base_format=base) for shape in shapes or [(16, 16, 16)]]
         has, reason = next((answer for answer in answers if not answer[0]), answers[0])
     else:
         has, reason = has_native_products(row.format, device)
@@ -282,7 +290,7 @@ def _layer_rows(model: nn.Module, format: str, *, base: str | None = None) -> li
     rows = []
     for name, module in model.named_modules():
         reason: str | None = None
-        if isinstance(module, FP8Linear):
+        if isinstance(getattr(module, "recipe", None), Recipe):
             kind, has = "Linear", format
         elif isinstance(module, PreciseAttention):
             kind, has, reason = "attention products", base or format, "attention products stay in high precision"
@@ -306,6 +314,9 @@ def _fp8_candidates(model: nn.Module) -> dict[str, nn.Linear]:
 def _convert_to_fp8(model: nn.Module, recipe: Recipe, base: str, backend: str) -> str:
     """Put FP8 layers, which share the parameters, in place of the candidates; returns the dtype that multiplies."""
     product_dtype = ""
+    if backend == "native" and recipe.name in TORCHAO_RECIPES:
+        convert_with_torchao(model, list(_fp8_candidates(model)), recipe, BASE_FORMATS[base])
+        return "fp8"
     for name, linear in _fp8_candidates(model).items():
         layer = FP8Linear.from_linear(linear, recipe=recipe.name, base_format=base, backend=backend)
         model.set_submodule(name, layer)
@@ -349,7 +360,7 @@ def prepare(
     row = PRECISIONS[requested]
     report: dict[str, Any] = {"requested": requested, "effective": row.format}
     shapes = [(layer.in_features, layer.out_features, rows) for layer in _fp8_candidates(model).values()] if row.scaled else []
-    chosen, reason = choose_backend(requested, device, backend, recipe=fp8_recipe, shapes=shapes)
+    chosen, reason = choose_backend(requested, device, backend, recipe=fp8_recipe, base=base_precision, shapes=shapes)
     report |= {"backend": chosen, "reason": reason}
     base = PRECISIONS[base_precision] if row.scaled else row
     base_emulated = choose_backend(base.name, device)[0] == "emulated" if row.scaled else chosen == "emulated"
@@ -365,6 +376,8 @@ def prepare(
         recipe = recipe_named(fp8_recipe)
         report |= {"recipe": recipe.name, "base": base.format, "base_backend": "emulated" if base_emulated else "native"}
         product_dtype = _convert_to_fp8(model, recipe, base.format, chosen)
+        if chosen == "native" and recipe.name in TORCHAO_RECIPES:
+            report["reason"] = f"{reason}; through torchao {torchao_version()}, without fast accumulation"
     replace_layers(model, arithmetic)
     report |= {
         "product_dtype": product_dtype,
