@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vitfp8.model import create_model
-from vitfp8.params import RunParams
+from vitfp8.params import Layer, read_layer, validate
 from vitfp8.precision import prepare
 from vitfp8.precision.formats import sqnr
 from vitfp8.precision.fp8_linear import FP8Linear, native_support
@@ -122,7 +123,8 @@ def test_on_a_gpu_native_products_agree_with_emulation(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", [pytest.param(recipe, marks=gpu) for recipe in (*TORCHAO_RECIPES, "delayed")])
 def test_on_a_gpu_a_native_training_follows_the_emulated_one(recipe: str) -> None:
-    params = RunParams(dataset="digits", image_size=32, patch_size=4, batch_size=64)
+    file = Path(__file__).parents[2] / "params" / "BaseFP8.yaml"
+    params = validate([read_layer(file), Layer("test", {"image_size": 32, "patch_size": 4, "batch_size": 64})])
     losses: dict[str, list[float]] = {}
     for backend in ("native", "emulated"):
         torch.manual_seed(0)
@@ -130,7 +132,7 @@ def test_on_a_gpu_a_native_training_follows_the_emulated_one(recipe: str) -> Non
         prepared = prepare(model, "fp8", device=torch.device("cuda"), backend=backend, fp8_recipe=recipe, rows=64 * 65)
         assert prepared.report["backend"] == backend
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-        images = torch.randn(64, 1 if model.patch_embed.proj.in_channels == 1 else 3, 32, 32, device="cuda")
+        images = torch.randn(64, 3, 32, 32, device="cuda")
         labels = torch.arange(64, device="cuda") % 10
         losses[backend] = []
         for _ in range(10):

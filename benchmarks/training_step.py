@@ -1,0 +1,283 @@
+"""Times whole training steps, ours against peers and against each other, as ratios.
+
+Protocol: a step is a batch from memory through the basic augmentation, forward, backward, clipping and AdamW. The two sides of a
+row run in a process each, so that no setting of one reaches the other; both are warmed up untimed (compilation falls in here),
+then they take turns, one timed step each; a row's figure is the ratio of the medians. A peak is the process's largest resident
+set minus what it held before its first step. The matrix-product peak of the machine (2048³, in the format of the products)
+gives the model FLOPs utilisation: 3 × the forward pass's products ÷ time ÷ peak.
+
+    python benchmarks/training_step.py [ROW …] [--size tiny] [--repeats 9] [--threads 2] [--batch 128] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+#: Row → (what is timed, against what, the ratio of speeds that is aimed at).
+ROWS: dict[str, tuple[str, str, float]] = {
+    "fp32": ("fp32", "plain", 1.10),
+    "bf16": ("bf16", "plain bf16 autocast", 1.70),
+    "fp16": ("fp16", "fp32", 0.90),
+    "fp8-torchao": ("fp8 tensorwise", "torchao tensorwise, emulated", 2.4),
+    "fp8-torchao-compiled": ("fp8 tensorwise", "torchao tensorwise, emulated, compiled", 2.4),
+    "fp8": ("fp8 tensorwise", "fp32", 2.0),
+    "fp8-delayed": ("fp8 delayed", "fp8 tensorwise", 1.0),
+    "fp8-rowwise": ("fp8 rowwise", "fp32", 0.9),
+    "fp8-blockwise": ("fp8 blockwise", "fp32", 0.9),
+    "fp8-mxfp8": ("fp8 mxfp8", "fp32", 0.9),
+    "health": ("fp8 tensorwise, health", "fp8 tensorwise", 1 / 1.03),
+    "health-fp16": ("fp16, health", "fp16", 1 / 1.03),
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"dataset": "cifar10", "image_size": 32, "patch_size": 4},
+    "small": {"dataset": "cifar10", "image_size": 32, "patch_size": 4, "model": "vit_small_patch16_224"},
+    "digits": {"dataset": "digits", "image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2},
+    "fashion_mnist": {"dataset": "fashion_mnist", "image_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+}
+
+#: Steps between samples of numeric health: the parameter files' value.
+HEALTH_EVERY = 100
+
+
+def params_of(size: str, batch: int) -> Any:
+    """Parameters of BaseFP32 with a size's model and images."""
+    from vitfp8.params import Layer, read_layer, validate
+
+    file = Path(__file__).parents[1] / "params" / "BaseFP32.yaml"
+    return validate([read_layer(file), Layer("benchmark", {"batch_size": batch, **SIZES[size]})])
+
+
+def batches(params: Any, count: int = 4096) -> Iterator[tuple[Any, Any]]:
+    """Random bytes of the data set's shape, augmented batch by batch, for ever."""
+    import torch
+
+    from vitfp8.catalog import DATASETS
+    from vitfp8.data.augment import Augmentation
+    from vitfp8.data.operations import Setting
+
+    row = DATASETS[params.dataset]
+    generator = torch.Generator().manual_seed(0)
+    side = params.image_size
+    pixels = torch.randint(0, 256, (count, row.channels, side, side), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    mean, std = ([0.5] * row.channels, [0.25] * row.channels) if row.mean is None else (row.mean, row.std)
+    setting = Setting(
+        side=side, channels=row.channels, mean=tuple(mean), std=tuple(std), flip_keeps_class=True, device=torch.device("cpu")
+    )
+    augmentation = Augmentation(level="basic", setting=setting)
+    epoch = 0
+    while True:
+        for indices in torch.randperm(count, generator=generator).split(params.batch_size):
+            if len(indices) == params.batch_size:
+                yield augmentation(pixels[indices], augmentation.draw(0, epoch, indices.numpy())), labels[indices]
+        epoch += 1
+
+
+def step_of(variant: str, params: Any) -> Callable[[], None]:
+    """One training step of a variant, as a function to time."""
+    import torch
+    from torch.nn import functional as F
+
+    from vitfp8.experiment import keep_freed_memory
+    from vitfp8.model import create_model, decay_groups
+    from vitfp8.precision import prepare
+
+    torch.manual_seed(0)
+    model: Any = create_model(params, 10)
+    model.train()
+    data = batches(params)
+    optimizer_of: dict[str, Any] = {}
+    if variant.startswith(("plain", "torchao")):
+        if variant.startswith("torchao"):
+            _torchao(model)
+        if variant.endswith("compiled"):
+            model = torch.compile(model)
+        optimizer_of["it"] = torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-3)
+        low = variant != "plain"
+
+        def plain() -> None:
+            images, labels = next(data)
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                loss = F.cross_entropy(model(images).float(), labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer_of["it"].step()
+            optimizer_of["it"].zero_grad()
+
+        return plain
+    keep_freed_memory()
+    name, _, rest = variant.partition(",")
+    precision, _, recipe = name.partition(" ")
+    prepared = prepare(
+        model,
+        precision,
+        device=torch.device("cpu"),
+        fp8_recipe=recipe or "tensorwise",
+        health_every=HEALTH_EVERY if rest.strip() == "health" else 0,
+        backend="auto",
+    )
+    optimizer = torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-3, fused=True)
+    step = 0
+
+    def ours() -> None:
+        nonlocal step
+        images, labels = next(data)
+        with prepared.health.watching(step):
+            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
+            prepared.backward(loss / len(images))
+        prepared.step(optimizer, model.parameters(), 1.0)
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+
+    return ours
+
+
+def _torchao(model: Any) -> None:
+    """The emulate mode of torchao in the same layers that we convert."""
+    import dataclasses
+
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    config = dataclasses.replace(Float8LinearConfig.from_recipe_name("tensorwise"), emulate=True)
+    convert_to_float8_training(model, module_filter_fn=lambda _module, name: name.startswith("blocks."), config=config)
+
+
+def worker(pipe: Connection, variant: str, size: str, batch: int, threads: int) -> None:
+    """A process of one variant: steps when it is told to, and answers with the seconds; None ends it."""
+    import torch
+
+    torch.set_num_threads(threads)
+    params = params_of(size, batch)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = step_of(variant, params)
+    pipe.send("ready")
+    while (count := pipe.recv()) is not None:
+        start = time.perf_counter()
+        for _ in range(count):
+            step()
+        pipe.send((time.perf_counter() - start) / count)
+    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1024**2 if sys.platform == "darwin" else 1024))
+
+
+def compare(pair: tuple[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds a step and peak MiB of both sides of a row, taking turns."""
+    context = multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    processes = []
+    for variant in pair:
+        here, there = context.Pipe()
+        process = context.Process(target=worker, args=(there, variant, options.size, options.batch, options.threads))
+        process.start()
+        assert here.recv() == "ready"
+        pipes.append(here)
+        processes.append(process)
+    # numeric health samples one step of a hundred: a turn must hold whole hundreds
+    count = HEALTH_EVERY if any("health" in variant for variant in pair) else options.steps
+    for pipe in pipes:
+        pipe.send(3)
+        pipe.recv()
+    seconds: list[list[float]] = [[], []]
+    for turn in range(options.repeats if count < HEALTH_EVERY else max(2, options.repeats // 3)):
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            pipes[side].send(count)
+            seconds[side].append(pipes[side].recv())
+    peaks = []
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(None)
+        peaks.append(pipe.recv())
+        process.join()
+    ours, theirs = (statistics.median(times) for times in seconds)
+    ratios = sorted(b / a for a, b in zip(*seconds, strict=True))
+    return {
+        "seconds": ours,
+        "against_seconds": theirs,
+        "ratio": theirs / ours,
+        "ratios": ratios,
+        "peak": peaks[0],
+        "against_peak": peaks[1],
+    }
+
+
+def product_peaks(threads: int) -> dict[str, float]:
+    """GFLOP/s of a product of two 2048×2048 matrices, the best of ten, by format."""
+    import torch
+
+    torch.set_num_threads(threads)
+    peaks = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+        times = []
+        for _ in range(12):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        peaks[name] = 2 * 2048**3 / min(times) / 1e9
+    return peaks
+
+
+def flops_of_step(size: str, batch: int) -> float:
+    """FLOPs of the products of one step: forward, and twice that backward."""
+    import torch
+
+    from vitfp8.model import create_model, forward_flops
+
+    with torch.device("meta"):
+        model = create_model(params_of(size, batch), 10)
+    return 3.0 * batch * forward_flops(model)
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which; default: all of {', '.join(ROWS)}")
+    parser.add_argument("--size", choices=list(SIZES), default="tiny", help="model and images")
+    parser.add_argument("--repeats", type=int, default=9, help="turns of each side")
+    parser.add_argument("--steps", type=int, default=1, help="steps a turn")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each process; one works at a time")
+    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    options = parser.parse_args()
+    if unknown := [row for row in options.rows if row not in ROWS]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+
+    import timm
+    import torch
+
+    peaks, flops = product_peaks(options.threads), flops_of_step(options.size, options.batch)
+    print(f"torch {torch.__version__}, timm {timm.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"{options.threads} threads; products {', '.join(f'{name} {peak:.0f} GFLOP/s' for name, peak in peaks.items())}")
+    print(f"size {options.size}, batch {options.batch}, {flops / 1e9:.0f} GFLOP a step, {options.repeats} turns\n")
+    head = ("row", "images/s", "against", "images/s", "ratio", "least–most", "aim", "MFU", "MiB", "against")
+    print("{:22}{:>9}  {:40}{:>9}{:>7}{:>13}{:>6}{:>6}{:>7}{:>8}".format(*head))
+    results = {}
+    for name in options.rows or ROWS:
+        ours, theirs, aim = ROWS[name]
+        found = results[name] = compare((ours, theirs), options)
+        peak = peaks["fp32" if ours.startswith(("fp32", "fp16")) else "bf16"]
+        found |= {"aim": aim, "mfu": flops / found["seconds"] / 1e9 / peak, "ours": ours, "against": theirs}
+        rate, against = options.batch / found["seconds"], options.batch / found["against_seconds"]
+        spread = f"{found['ratios'][0]:.2f}–{found['ratios'][-1]:.2f}"
+        print(
+            f"{name:22}{rate:>9.1f}  {theirs:40}{against:>9.1f}{found['ratio']:>7.2f}{spread:>13}{aim:>6.2f}{found['mfu']:>6.0%}"
+            f"{found['peak']:>7.0f}{found['against_peak']:>8.0f}",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text(json.dumps({"peaks": peaks, "flops": flops, "rows": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
