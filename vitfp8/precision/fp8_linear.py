@@ -331,7 +331,8 @@ class _ThreeProducts(torch.autograd.Function):
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Autocast would cast operands that are to stay as they are; entering its context takes time, so only where it is on."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else nullcontext()
 
 
 def _save(ctx: Any, *operands: Quantized | Tensor | None) -> None:
