@@ -1,7 +1,7 @@
 """On a device that is not the processor, a training step reads no value back and copies nothing over.
 
-Tensors on the meta device have no values: whoever reads one (``.item()``, ``float()``, a branch on a tensor) gets an error, and every
-path that is chosen by ``device.type != "cpu"`` is taken. So a step that passes here lets a GPU run ahead of the processor.
+Tensors on the meta device have no values: whoever reads one (``.item()``, ``float()``, a branch on a tensor) gets an error, and
+every path that is chosen by ``device.type != "cpu"`` is taken. So a step that passes here lets a GPU run ahead of the processor.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def a_model(**changes: object) -> tuple[torch.nn.Module, RunParams]:
         return create_model(params, 10).train(), params
 
 
-CASES = [("fp32", "tensorwise"), ("tf32", "tensorwise"), ("bf16", "tensorwise")] + [
-    ("fp8", recipe) for recipe in ("tensorwise", "delayed", "rowwise", "rowwise_with_gw_hp", "blockwise", "mxfp8_floor", "mxfp8_rceil")
-]  # fmt: skip
+RECIPE_NAMES = ("tensorwise", "delayed", "rowwise", "rowwise_with_gw_hp", "blockwise", "mxfp8_floor", "mxfp8_rceil")
+CASES = [(name, "tensorwise") for name in ("fp32", "tf32", "bf16")] + [("fp8", recipe) for recipe in RECIPE_NAMES]
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["", "health"])
