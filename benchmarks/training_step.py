@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "fashion_mnist": {"dataset": "fashion_mnist", "image_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
 }
 
-#: Steps between samples of numeric health: the parameter files' value. The rows of health time sampled steps and count a hundredth.
+#: Steps between samples of numeric health: the parameter files' value. Rows of health time sampled steps and count a hundredth.
 HEALTH_EVERY = 100
 
 
