@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vitfp8 import trainer as trainer_module
-from vitfp8.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint, save_checkpoint
 from vitfp8.experiment import Experiment, check_experiment, prepare_experiment, summarize
 from vitfp8.params import InputError, RunParams
 from vitfp8.record import RunJournal, RunRecord
@@ -69,7 +69,7 @@ def test_a_repeat_with_the_same_seed_gives_the_same_bits_and_another_seed_does_n
 
 
 def test_a_record_of_a_completed_run_has_everything_that_is_promised(prepared: Callable[..., Experiment]) -> None:
-    record = run(prepared("AugmFP16"))
+    record = run(prepared("AugmFP16", checkpoint_every=1))
     assert record.status == "completed" and record.reason is None
     metrics = record.metrics
     assert metrics.epochs == 2 and metrics.test_acc is not None and metrics.best_test_acc is not None
@@ -164,6 +164,9 @@ def test_checkpoints_are_atomic_checked_and_execute_nothing(tmp_path: Path) -> N
             return os.system, (f"touch {tmp_path / 'pwned'}",)
 
     torch.save({"version": 1, "evil": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="digest, is missing"):
+        load_checkpoint(tmp_path / "evil.pt")
+    (tmp_path / "evil.pt.sha256").write_text(file_digest(tmp_path / "evil.pt"))
     with pytest.raises(CheckpointError, match="cannot be read safely"):
         load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "pwned").exists()

@@ -1,7 +1,8 @@
 """Checkpoints: atomic save, safe load.
 
 A checkpoint is written aside, flushed to disk and moved into place, so that whoever dies while writing leaves the earlier file
-intact. Its SHA-256 stands beside it. Loading executes nothing (``weights_only=True``) and refuses a file whose digest is wrong.
+intact. Its SHA-256 stands beside it. The one before can be kept: whatever dies, one of the two is whole. Loading executes nothing
+(``weights_only=True``) and refuses a file whose digest is wrong or missing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_checkpoint(state: Mapping[str, Any], path: Path) -> str:
+def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None = None) -> str:
     """Write a checkpoint atomically: aside, fsync, replace, fsync of the folder.
 
     Args:
         state: tensors, numbers, strings and containers of them.
         path: where; the folder must exist.
+        before: where what is at `path` now is kept; None: it is replaced.
 
     Returns:
         The file's SHA-256, which also stands in ``<path>.sha256``.
@@ -51,9 +55,11 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
         digest = file_digest(aside)
-        note = path.with_name(path.name + ".sha256")
+        note = _note(path)
         note_aside = aside.with_suffix(".sha256.tmp")
         note_aside.write_text(f"{digest}  {path.name}\n")
+        if before is not None and path.is_file() and note.is_file():
+            _keep(path, before)  # while `path` is whole: at no instant are both torn
         # the digest goes first: a crash between the two moves leaves a file that reads as altered, never one taken on trust
         note_aside.replace(note)
         aside.replace(path)
@@ -63,10 +69,31 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> str:
         finally:
             os.close(folder)
     except (OSError, RuntimeError) as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+            aside.with_suffix(".sha256.tmp").unlink(missing_ok=True)
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be written ({why}); check disk space and permissions") from None
     return digest
+
+
+def _note(path: Path) -> Path:
+    """The file that holds a checkpoint's digest."""
+    return path.with_name(path.name + ".sha256")
+
+
+def _keep(path: Path, before: Path) -> None:
+    """Make `before` what `path` is, without touching `path`: by a second link, or by a copy where the file system has none."""
+    aside = before.with_name(f".{before.name}.{os.getpid()}.tmp")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(path, aside)
+    except OSError:
+        shutil.copyfile(path, aside)
+    note_aside = aside.with_suffix(".sha256.tmp")
+    note_aside.write_text(_note(path).read_text())
+    note_aside.replace(_note(before))
+    aside.replace(before)
 
 
 def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -79,10 +106,13 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
     Raises:
         CheckpointError: missing, truncated, altered, or not of this kind.
     """
-    note = path.with_name(path.name + ".sha256")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint")
-    if note.is_file() and note.read_text().split()[:1] != [file_digest(path)]:
+    if not _note(path).is_file():
+        raise CheckpointError(
+            f"{path}: {_note(path).name}, its digest, is missing; it cannot be told whether it is what was written"
+        )
+    if _note(path).read_text(errors="replace").split()[:1] != [file_digest(path)]:
         raise CheckpointError(f"{path}: is not what was written (its digest differs); it is truncated or altered")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -92,3 +122,29 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise CheckpointError(f"{path}: is no checkpoint of this version of vitfp8")
     return state
+
+
+def first_sound(paths: Sequence[Path], *, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Path, list[str]] | None:
+    """The first checkpoint that can be trusted.
+
+    Args:
+        paths: in the order of preference; those that are not there are passed over.
+        device: where its tensors go.
+
+    Returns:
+        What it holds, its path, and what is wrong with those before it; None where there is none at all.
+
+    Raises:
+        CheckpointError: there are some, and none is sound.
+    """
+    problems: list[str] = []
+    for path in paths:
+        if not path.is_file():
+            continue
+        try:
+            return load_checkpoint(path, device=device), path, problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"{'; '.join(problems)}; move {paths[0].parent} aside to begin anew")
+    return None

@@ -12,9 +12,10 @@ import os
 import statistics
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vitfp8.catalog import DATASETS
-from vitfp8.checkpoint import CheckpointError
 from vitfp8.data import ImageData, check_dataset, load_data
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
@@ -121,6 +121,7 @@ class Experiment:
         trainer: trains it.
         folder: run folder.
         provenance: code, versions, machine.
+        passed_over: damaged checkpoints that were passed over when the run continued, one line each.
     """
 
     params: RunParams
@@ -133,6 +134,7 @@ class Experiment:
     trainer: ViTTrainer
     folder: Path
     provenance: dict[str, Any]
+    passed_over: list[str] = field(default_factory=list)
 
     def machine(self) -> dict[str, Any]:
         """What a reader wants to know of the machine, in words and numbers."""
@@ -164,6 +166,7 @@ class Experiment:
             progress={"epoch": self.trainer.epoch, "epochs": params.epochs, "steps_per_epoch": len(self.trainer.batches)},
             history=[EpochRow.model_validate(row) for row in self.trainer.history],
             deterministic=dict(self.determinism),
+            notes=[{"time": now(), "text": problem} for problem in self.passed_over],
         )
 
     def run(self, journal: RunJournal, on_epoch: Callable[[list[dict[str, Any]]], None] | None = None) -> RunRecord:
@@ -194,7 +197,8 @@ class Experiment:
             if on_epoch is not None:
                 on_epoch(self.trainer.history)
 
-        monitor.start()
+        monitor.start(self.trainer.companion_loaded.get("monitor"))
+        self.trainer.companion_state = lambda: {"monitor": monitor.state()}
         try:
             outcome = self.trainer.train(epoch_done)
             tests = self._test() if outcome.status == "completed" else {}
@@ -341,12 +345,9 @@ def prepare_experiment(params: RunParams) -> Experiment:
     )
     folder = Path(params.run_folder) if params.run_folder else _fresh_folder(params)
     trainer = ViTTrainer(params, data, model, precision, device=device, folder=folder)
-    last = folder / "checkpoints" / "last.pt"
-    if last.is_file():
-        try:
-            trainer.load_checkpoint(last)
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{last}: does not fit this run ({error}); give another run_folder") from None
+    passed_over = trainer.resume()
+    for problem in passed_over:
+        warnings.warn(problem, stacklevel=2)  # the notebook shows it, the record keeps it
     provenance = collect_provenance() | device_facts(device) | {"run_id": uuid.uuid4().hex}
     return Experiment(
         params=params,
@@ -359,4 +360,5 @@ def prepare_experiment(params: RunParams) -> Experiment:
         trainer=trainer,
         folder=folder,
         provenance=provenance,
+        passed_over=passed_over,
     )

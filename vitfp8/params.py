@@ -245,7 +245,12 @@ class RunParams(Parameters):
     deterministic: Annotated[_Flag, About()] = Field(description="only algorithms whose result repeats bit by bit")
 
     # Records
-    checkpoint_every: Annotated[_Int, Field(ge=1), _PLACE] = Field(description="epochs between checkpoints that are kept")
+    checkpoint_every: Annotated[Annotated[_Int, Field(ge=1)] | None, _PLACE] = Field(
+        description="epochs between checkpoints kept beside best, last and the one before; null: none"
+    )
+    checkpoint_minutes: Annotated[Annotated[_Float, Field(gt=0, le=1440)] | None, _PLACE] = Field(
+        description="minutes between checkpoints within an epoch; null: only after each epoch"
+    )
     health_every: Annotated[_Int, Field(ge=0), _PLACE] = Field(
         description="steps between samples of numeric health in low precision; 0: never"
     )

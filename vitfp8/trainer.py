@@ -7,6 +7,7 @@ called back once an epoch. Losses and accuracies are means over images.
 from __future__ import annotations
 
 import math
+import random
 import signal
 import threading
 import time
@@ -16,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfp8.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, first_sound, load_checkpoint, save_checkpoint
 from vitfp8.data import ImageData, TrainBatches, eval_batches
 from vitfp8.model import decay_groups
 from vitfp8.params import InputError, RunParams
@@ -48,6 +50,9 @@ def learning_rate_at(step: int, *, steps: int, peak: float, warmup_fraction: flo
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
+
+#: Checkpoints from which a training continues, in the order of trust: the newest, and the one before.
+RESUMABLE = ("last", "previous")
 
 #: Values of a per-step trace that a record keeps at most.
 LONGEST_TRACE = 20_000
@@ -128,6 +133,10 @@ class ViTTrainer:
         precision: what `vitfp8.precision.prepare` returned.
         device: where it trains.
         folder: run folder for checkpoints; None: nothing is saved.
+
+    Attributes:
+        companion_state: gives what else a checkpoint shall hold: what a monitor has measured so far.
+        companion_loaded: what the checkpoint held of it from which this training continues.
     """
 
     def __init__(
@@ -161,6 +170,9 @@ class ViTTrainer:
         self.best_epoch = 0
         self.checkpoints: dict[str, str] = {}
         self.steps_trace: dict[str, list[float]] = {"grad_norm": [], "loss_scale": []}
+        self.companion_state: Callable[[], dict[str, Any]] = dict
+        self.companion_loaded: dict[str, Any] = {}
+        self._saved_at = time.monotonic()
         self._stop = threading.Event()
         self._stop_reason = ""
 
@@ -183,12 +195,11 @@ class ViTTrainer:
         with self._stoppable():
             try:
                 while self.epoch < self.params.epochs:
-                    started = time.perf_counter()
                     self.train_epoch()
                     if self._stop.is_set():
                         self.save_checkpoint("last")
                         return Outcome("interrupted", f"{self._stop_reason} in epoch {self.epoch + 1}, checkpoint saved")
-                    row = self._close_epoch(started)
+                    row = self._close_epoch()
                     if on_epoch is not None:
                         on_epoch(row)
             except DivergenceError as divergence:
@@ -219,8 +230,18 @@ class ViTTrainer:
                 unseen = self.step_in_epoch
             if self._stop.is_set():
                 break
+            if self._checkpoint_is_due() and self.step_in_epoch < len(self.batches):
+                self._synchronize()
+                self.sums.seconds += time.perf_counter() - started
+                self.save_checkpoint("last")
+                started = time.perf_counter()
         self._synchronize()
         self.sums.seconds += time.perf_counter() - started
+
+    def _checkpoint_is_due(self) -> bool:
+        """Whether `checkpoint_minutes` have passed since the last checkpoint, by a clock that never jumps."""
+        minutes = self.params.checkpoint_minutes
+        return self.folder is not None and minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         """One optimizer step. images ``[B, C, S, S]``, labels ``[B]``; micro-batches accumulate the gradient of the mean loss."""
@@ -260,9 +281,9 @@ class ViTTrainer:
             where = f"step {self.epoch * len(self.batches) + self.step_in_epoch} (epoch {self.epoch + 1})"
             raise DivergenceError(f"the loss scale fell to {self.precision.loss_scale():g} at {where}: every gradient overflows")
 
-    def _close_epoch(self, started: float) -> dict[str, Any]:
+    def _close_epoch(self) -> dict[str, Any]:
         """Validate, keep the best weights, write the epoch's row and the checkpoints."""
-        sums = self.sums
+        sums, started = self.sums, time.perf_counter()
         validation = self.validate("validation")
         clean = self.validate("train_clean")
         norms = torch.stack(sums.norms).double().cpu()
@@ -286,14 +307,14 @@ class ViTTrainer:
             "loss_scale": self.precision.loss_scale(),
             "skipped_steps": None if skipped is None else skipped - sums.skipped,
         }
-        row["epoch_seconds"] = time.perf_counter() - started
+        row["epoch_seconds"] = sums.seconds + time.perf_counter() - started  # of all attempts at this epoch
         self.history.append(row)
         self.epoch += 1
         self.step_in_epoch = 0
         if validation.accuracy > self.best_val_acc:
             self.best_val_acc, self.best_epoch = validation.accuracy, self.epoch
             self._save_weights("best")
-        if self.epoch % self.params.checkpoint_every == 0:
+        if self.params.checkpoint_every is not None and self.epoch % self.params.checkpoint_every == 0:
             self._save_weights(f"epoch_{self.epoch}")
         self.save_checkpoint("last")
         return row
@@ -350,34 +371,51 @@ class ViTTrainer:
             "best_epoch": self.best_epoch,
             "checkpoints": self.checkpoints,
             "steps_trace": self.steps_trace,
+            "random": _random_state(self.device),
+            "companion": self.companion_state(),
         }
-        return self._save(name, state)
+        self._saved_at = time.monotonic()
+        return self._save(name, state, before="previous" if name == "last" else None)
 
     def _save_weights(self, name: str) -> None:
         """Save the weights alone, for evaluation and for other programs."""
         self._save(name, {"parameters": self.params.digest, "epoch": self.epoch, "model": self.model.state_dict()})
 
-    def _save(self, name: str, state: Mapping[str, Any]) -> Path | None:
-        """Save a state under a name and remember its digest."""
+    def _save(self, name: str, state: Mapping[str, Any], *, before: str | None = None) -> Path | None:
+        """Save a state under a name and remember its digest; what had the name may be kept under another."""
         if self.folder is None:
             return None
         path = self.folder / "checkpoints" / f"{name}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.checkpoints[name] = save_checkpoint(state, path)
+        kept = path.with_name(f"{before}.pt") if before else None
+        self.checkpoints[name] = save_checkpoint(state, path, before=kept)
         return path
 
-    def load_checkpoint(self, path: Path) -> None:
-        """Continue from what `save_checkpoint` wrote.
+    def resume(self) -> list[str]:
+        """Continue from the run folder's newest sound checkpoint; without one the training begins at the beginning.
 
-        Args:
-            path: the file.
+        Returns:
+            What is wrong with a newer checkpoint that had to be passed over; one line each.
 
         Raises:
-            CheckpointError: it is damaged, or belongs to a run with other parameters.
+            CheckpointError: there are checkpoints and none is sound, or they belong to a run with other parameters.
         """
-        state = load_checkpoint(path, device=self.device)
+        if self.folder is None:
+            return []
+        found = first_sound([self.folder / "checkpoints" / f"{name}.pt" for name in RESUMABLE], device=self.device)
+        if found is None:
+            return []
+        state, path, problems = found
         if state["parameters"] != self.params.digest:
             raise CheckpointError(f"{path}: belongs to a run with other parameters; give another run_folder")
+        try:
+            self._load_state(state)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"{path}: does not fit this run ({error}); give another run_folder") from None
+        return [f"{problem}; continued from {path.name}, the one before" for problem in problems]
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `save_checkpoint` wrote."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.load_state_dict(state["precision"])
@@ -389,6 +427,8 @@ class ViTTrainer:
         self.best_val_acc, self.best_epoch = state["best_val_acc"], state["best_epoch"]
         self.checkpoints = state["checkpoints"]
         self.steps_trace = state["steps_trace"]
+        self.companion_loaded = state["companion"]
+        _set_random_state(state["random"], self.device)
 
     def load_weights(self, name: str = "best") -> None:
         """Load the weights that were saved under a name; nothing without a run folder.
@@ -453,3 +493,31 @@ def _is_out_of_memory(error: BaseException) -> bool:
     """Whether a RuntimeError says that memory ran out: CUDA has its own class, CPU and MPS only words."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every random generator. No draw of data comes from them, but a model's own (dropout) may."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Continue every random generator from `_random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"].cpu())

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -244,10 +244,17 @@ class Monitor:
         self._thread: threading.Thread | None = None
         self._begin: float | None = None
         self._end: float | None = None
+        self._seconds_before = 0.0
+        self._energies_before: list[Energy] = []
+        self._statistics: dict[str, _Statistics] = {}
         self._reset(ProbeSet([]))
 
-    def start(self) -> Self:
-        """Begin a fresh measurement; without effect while one is running.
+    def start(self, earlier: Mapping[str, Any] | None = None) -> Self:
+        """Begin a measurement; without effect while one is running.
+
+        Args:
+            earlier: what `state` gave in a process that died: the measurement goes on from there. Its time and energy count; its
+                samples too, where this machine measures the same columns.
 
         Returns:
             the monitor, so that ``with SystemMonitor() as monitor`` and ``monitor = SystemMonitor().start()`` work.
@@ -259,6 +266,7 @@ class Monitor:
             probes = ProbeSet(self._probes())
             probes.open()
             self._reset(probes)
+            self._continue(earlier or {})
             self._begin = time.monotonic()
             self._wake = threading.Event()
             thread = threading.Thread(target=self._run, args=(probes, self._wake), name="vitfp8-monitor", daemon=True)
@@ -320,7 +328,7 @@ class Monitor:
                 if name != "thermal_pressure":
                     result[f"{name}_mean"] = statistics.mean()
                 result[f"{name}_max"] = statistics.greatest
-            energies = self._set.energies()
+            energies = self._energies()
             sources = {energy.source for energy in energies}
             result["energy_joules"] = round(sum(energy.joules for energy in energies), 3) if energies else None
             result["energy_source"] = ("estimated" if "estimated" in sources else "measured") if energies else None
@@ -329,6 +337,49 @@ class Monitor:
             result |= self._set.facts()
             result["unavailable"] = self._set.reasons()
             return result
+
+    def state(self) -> dict[str, Any]:
+        """What was measured so far, as plain values from which `start` can go on."""
+        with self._lock:
+            return {
+                "seconds": self._elapsed(),
+                "taken": self._taken,
+                "stride": self._stride,
+                "samples": {name: list(column) for name, column in self._samples.items()},
+                "statistics": {name: [s.count, s.total, s.greatest] for name, s in self._statistics.items()},
+                "energies": [[energy.joules, energy.source, energy.covers] for energy in self._energies()],
+            }
+
+    def _continue(self, earlier: Mapping[str, Any]) -> None:
+        """Add what an earlier process measured."""
+        if not earlier:
+            return
+        with self._lock:
+            self._seconds_before = float(earlier["seconds"])
+            self._energies_before = [Energy(joules=j, source=source, covers=covers) for j, source, covers in earlier["energies"]]
+            if list(earlier["samples"]) != list(self._samples):
+                return  # another machine, or other rights: its columns are not these
+            self._samples.update({name: list(column) for name, column in earlier["samples"].items()})
+            self._taken, self._stride = int(earlier["taken"]), int(earlier["stride"])
+            for name, (count, total, greatest) in earlier["statistics"].items():
+                statistics = self._statistics[name]
+                statistics.count, statistics.total, statistics.greatest = count, total, greatest
+
+    def _energies(self) -> list[Energy]:
+        """Energy of all attempts, a part of the machine each; a part that one attempt could not measure is left out."""
+        here = self._set.energies()
+        if self._seconds_before == 0.0:
+            return here
+        before = {energy.covers: energy for energy in self._energies_before}
+        return [
+            Energy(
+                joules=energy.joules + before[energy.covers].joules,
+                source="measured" if {energy.source, before[energy.covers].source} == {"measured"} else "estimated",
+                covers=energy.covers,
+            )
+            for energy in here
+            if energy.covers in before
+        ]
 
     def _probes(self) -> list[Probe]:
         """What is measured, made anew for every measurement."""
@@ -344,12 +395,14 @@ class Monitor:
             self._stride = 1
             self._begin = self._end = None
             self._last = 0.0
+            self._seconds_before = 0.0
+            self._energies_before = []
 
     def _elapsed(self) -> float:
-        """Seconds measured so far."""
+        """Seconds measured so far, in all attempts."""
         if self._begin is None:
-            return 0.0
-        return (time.monotonic() if self._end is None else self._end) - self._begin
+            return self._seconds_before
+        return self._seconds_before + (time.monotonic() if self._end is None else self._end) - self._begin
 
     def _throttled(self) -> bool | None:
         """Whether any sample was slowed down; None when nothing tells."""

@@ -35,9 +35,9 @@ LARGEST_SERIES = 256
 def measure(tensor: Tensor, format: str, scale: Tensor | float = 1.0, *, saturate: bool = True) -> Tensor:
     """What an operand loses when it goes onto a format's grid.
 
-    Amax and the count of non-finite values are those of the whole operand. Fractions and SQNR of a large one are measured on every
-    k-th row, about `ELEMENTS_MEASURED` elements: all of them would cost more than health may (a fraction of 1 % is then known to
-    within 0.03 points, two standard errors).
+    Amax and the count of non-finite values are those of the whole operand. Fractions and SQNR of a large one are measured on
+    every k-th row, about `ELEMENTS_MEASURED` elements: all of them would cost more than health may. (Were elements independent, a
+    fraction of 1 % would be known to within 0.03 points, two standard errors.)
 
     Args:
         tensor: the operand in high precision, any shape.
