@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: report test lint clean
+.PHONY: report test lint chaos clean
 
 report: $(VENV)/.installed
 	$(BIN)/vitfp8 run --preset $(PRESET)
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.chaos --write docs/reliability.md
 
 clean:
 	rm -rf report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache runs

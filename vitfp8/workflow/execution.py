@@ -102,7 +102,6 @@ class _Engine(NBClientEngine):
 
 
 papermill_engines.register("vitfp8", _Engine)
-papermill_io.register("local", _AtomicHandler())
 
 
 @dataclass(frozen=True)
@@ -182,6 +181,8 @@ def execute(
         parameters: injected after the cell tagged ``parameters``.
         while_waiting: called about twice a second meanwhile, in the caller's thread.
     """
+    # under the output's own path: of two handlers for "local" papermill takes the one that was there first
+    papermill_io.register(str(output), _AtomicHandler())
     signals = _Signals()
     failure: list[BaseException] = []
     environment = {**os.environ, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
