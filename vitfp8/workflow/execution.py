@@ -29,6 +29,8 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
+from vitfp8.workflow.files import write_whole
+
 logging.getLogger("papermill").setLevel(logging.ERROR)
 
 #: Seconds that a kernel has for its checkpoint after an interrupt, before it is killed.
@@ -41,15 +43,7 @@ class _AtomicHandler(LocalHandler):
     def write(self, buf: str, path: str) -> None:
         """Write `buf` to `path`."""
         self._ensure_folder(path)
-        aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-        try:
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(buf)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_whole(Path(path), buf)
 
     @staticmethod
     def _ensure_folder(path: str) -> None:

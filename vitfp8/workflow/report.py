@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.params import InputError, suggest
+from vitfp8.workflow.files import write_whole
 from vitfp8.workflow.locate import EXECUTED, REPORT, find_file
 from vitfp8.workflow.locate import template as find_template
 from vitfp8.workflow.study import check_study_name, load_study
@@ -152,9 +153,9 @@ def execute_analysis(template: Path, study_folder: Path, report_folder: Path) ->
             raise KeyboardInterrupt
         if execution.error is not None:
             if result.is_file():
-                _copy(result, failed)
+                write_whole(failed, result.read_bytes())
             raise InputError(f"the analysis of {study_folder} failed: {_one_line(execution.error)} (see {failed})")
-        _copy(result, kept)
+        write_whole(kept, result.read_bytes())
         failed.unlink(missing_ok=True)
     return kept
 
@@ -277,21 +278,6 @@ def _put_in_place(staged: Sequence[Path], aside: Path, out_folder: Path) -> None
                 path.unlink()
         with contextlib.suppress(OSError):
             pictures.rmdir()
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file into place so that there is always a whole one: aside in the same folder, synced, then renamed."""
-    handle, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(source.read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(source, aside)
-        Path(aside).replace(target)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
 
 
 def _one_line(text: str) -> str:
