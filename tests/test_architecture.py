@@ -41,15 +41,27 @@ MAY_IMPORT = {
         "experiment",
     },
     "analysis": {"catalog", "params", "record"},
-    # preflight asks the machine inside a function; the arrows to experiment and quantize are that question
-    "workflow": {"catalog", "params", "quantize_params", "record", "analysis", "experiment", "quantize"},
+    # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor
+    "workflow": {
+        "catalog",
+        "params",
+        "quantize_params",
+        "record",
+        "analysis",
+        "monitor",
+        "data",
+        "model",
+        "experiment",
+        "quantize",
+    },
     "cli": {"catalog", "params", "record", "analysis", "workflow", "monitor"},
     "__main__": {"cli"},
     "__init__": {"params", "record", "trainer"},
 }
 
 TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.quantize_params", "vitfp8.record", "vitfp8.analysis",
-              "vitfp8.workflow.runner", "vitfp8.workflow.report", "vitfp8.workflow.preflight", "vitfp8.monitor",
+              "vitfp8.workflow.plan", "vitfp8.workflow.runner", "vitfp8.workflow.report", "vitfp8.workflow.preflight",
+              "vitfp8.monitor",
               "vitfp8.cli")  # fmt: skip
 
 TEMPLATES = sorted((TOP / "notebooks").glob("*.ipynb"))

@@ -458,7 +458,7 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(project: Path, argumen
 
 
 def test_parameters_of_a_training_are_laid_over_trainings_alone(project: Path) -> None:
-    from vitfp8.workflow.runner import plan_batch
+    from vitfp8.workflow.plan import plan_batch
     from vitfp8.workflow.study import Study
 
     assignments = [("epochs", "1"), ("formats", "[int8]"), ("threads", "1")]

@@ -16,7 +16,7 @@ import pytest
 
 from vitfp8 import load_history, load_runs, read_record
 from vitfp8.params import InputError
-from vitfp8.workflow.runner import plan_batch
+from vitfp8.workflow.plan import plan_batch
 from vitfp8.workflow.study import Study, load_study, resolve_study
 
 CORE = ("BaseFP32", "AugmFP32", "BaseFP16", "AugmFP16")

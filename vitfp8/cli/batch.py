@@ -11,7 +11,8 @@ import click
 from vitfp8.cli.tables import console, record_cells
 
 if TYPE_CHECKING:
-    from vitfp8.workflow.runner import Batch, PlannedRun
+    from vitfp8.workflow.plan import PlannedRun
+    from vitfp8.workflow.runner import Batch
 
 
 @click.command()
@@ -42,8 +43,9 @@ def run(
     Without a name: the experiments of the study, else the four. Without study and preset: the study "paper". Finished runs with
     the same parameters and code are kept, unfinished ones continue, failed ones are tried again.
     """
+    from vitfp8.workflow.plan import plan_batch
     from vitfp8.workflow.preflight import check_plan
-    from vitfp8.workflow.runner import plan_batch, run_batch
+    from vitfp8.workflow.runner import run_batch
     from vitfp8.workflow.study import resolve_study
 
     name, study = resolve_study(study_name, preset)

@@ -1,6 +1,6 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
-from vitfp8.record.journal import RunJournal, is_live, now, record_from_journal
+from vitfp8.record.journal import RunJournal, is_live, is_locked, now, record_from_journal
 from vitfp8.record.provenance import code_digest, collect_provenance
 from vitfp8.record.reading import (
     RecordError,
@@ -43,6 +43,7 @@ __all__ = [
     "collect_provenance",
     "digest_of",
     "is_live",
+    "is_locked",
     "load_history",
     "load_quantization",
     "load_records",

@@ -35,7 +35,15 @@ def is_live(folder: Path) -> bool:
     Args:
         folder: the run folder; it need not exist.
     """
-    lock_file = folder / LOCK
+    return is_locked(folder / LOCK)
+
+
+def is_locked(lock_file: Path) -> bool:
+    """Whether a living process holds a lock; a dead one's is released by the operating system, however it died.
+
+    Args:
+        lock_file: the lock's file; it need not exist and is not made.
+    """
     try:
         if not lock_file.is_file():
             return False

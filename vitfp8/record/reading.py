@@ -135,6 +135,8 @@ def read_record(path: str | Path) -> RunRecord:
             and str(event.get("time", "")) >= (record.started or "")  # what happened to an earlier execution does not count
         ):
             record.status, record.reason = "failed", str(event.get("reason", ""))
+        elif event.get("event") == "interrupted" and record.status == "interrupted":
+            record.reason = str(event.get("reason", ""))
     return record
 
 

@@ -106,53 +106,89 @@ class Execution:
         error: one line, when a cell raised or the kernel died.
         kernel_died: whether the kernel ended without a word.
         signal: the signal that the user sent meanwhile, else None.
+        timed_out: whether it was stopped because its time was up.
         seconds: how long it took.
     """
 
     error: str | None
     kernel_died: bool
     signal: int | None
+    timed_out: bool
     seconds: float
 
 
-class _Signals:
-    """What the user asked for while a notebook executes: remembered, and passed to the kernel as an interrupt."""
+class Signals:
+    """What the user asked for while notebooks execute: remembered, and passed to the kernel as an interrupt.
+
+    Attributes:
+        received: the first signal that came, None before.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.at = 0.0
-        self.kernel: AsyncKernelManager | None = None
+        self._kernel: AsyncKernelManager | None = None
+        self._interrupted_at: float | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
         """The handler: the first signal interrupts the kernel, the next one kills it."""
         again = self.received is not None
         if self.received is None:
-            self.received, self.at = number, time.monotonic()
-        self._send(signal.SIGKILL if again else signal.SIGINT)
+            self.received = number
+        if again:
+            self._send(signal.SIGKILL)
+        else:
+            self.interrupt()
+
+    def begin(self) -> None:
+        """Forget the kernel before: a new one starts."""
+        self._kernel, self._interrupted_at = None, None
+
+    def watch_over(self, kernel: AsyncKernelManager) -> None:
+        """Remember the kernel that runs now.
+
+        Args:
+            kernel: its manager.
+        """
+        self._kernel = kernel
+
+    def interrupt(self) -> None:
+        """Ask the kernel to save a checkpoint and end; its grace begins."""
+        if self._send(signal.SIGINT) and self._interrupted_at is None:
+            self._interrupted_at = time.monotonic()
 
     def expire(self) -> None:
-        """Kill a kernel that has used up its grace."""
-        if self.received is not None and time.monotonic() - self.at > GRACE_SECONDS:
+        """Interrupt a kernel that started after the signal, and kill one that has used up its grace."""
+        if self.received is not None and self._interrupted_at is None:
+            self.interrupt()
+        if self._interrupted_at is not None and time.monotonic() - self._interrupted_at > GRACE_SECONDS:
             self._send(signal.SIGKILL)
 
-    def _send(self, number: int) -> None:
-        """Send a signal to the kernel's process, if there is one."""
-        provisioner = getattr(self.kernel, "provisioner", None)
+    def _send(self, number: int) -> bool:
+        """Send a signal to the kernel's process; whether there is one."""
+        provisioner = getattr(self._kernel, "provisioner", None)
         pid = getattr(provisioner, "pid", None)
-        if pid:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        if not pid:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+        return True
 
 
 @contextmanager
-def _handling(handler: _Signals) -> Iterator[None]:
-    """Install the handler for Ctrl-C and SIGTERM; outside the main thread there is nothing to install."""
+def listening() -> Iterator[Signals]:
+    """Hear Ctrl-C, SIGTERM and a closed terminal; outside the main thread there is nothing to install.
+
+    A signal that was ignored when the command started stays ignored: so ``nohup`` does what it says.
+    """
+    signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield signals
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signals) for number in heard}
     try:
-        yield
+        yield signals
     finally:
         for number, old in before.items():
             signal.signal(number, old)
@@ -163,6 +199,8 @@ def execute(
     output: Path,
     parameters: Mapping[str, Any],
     *,
+    signals: Signals | None = None,
+    timeout: float | None = None,
     while_waiting: Callable[[], None] | None = None,
 ) -> Execution:
     """Execute a notebook with papermill in a kernel of the running interpreter.
@@ -173,18 +211,20 @@ def execute(
         notebook: the template.
         output: where the executed notebook goes; its folder must exist. Valid JSON at every instant.
         parameters: injected after the cell tagged ``parameters``.
+        signals: of whoever listens already; None: listened to while it executes.
+        timeout: seconds after which the kernel is interrupted, so that a training saves a checkpoint; None: never.
         while_waiting: called about twice a second meanwhile, in the caller's thread.
     """
+    if signals is None:
+        with listening() as heard:
+            return execute(notebook, output, parameters, signals=heard, timeout=timeout, while_waiting=while_waiting)
     # under the output's own path: of two handlers for "local" papermill takes the one that was there first
     papermill_io.register(str(output), _AtomicHandler())
-    signals = _Signals()
+    signals.begin()
     failure: list[BaseException] = []
     environment = {**os.environ, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     environment.pop("JPY_SESSION_NAME", None)  # nobody watches a batch, even one that was started in JupyterLab
-
-    def remember(manager: AsyncKernelManager) -> None:
-        signals.kernel = manager
 
     def work() -> None:
         try:
@@ -195,7 +235,7 @@ def execute(
                 engine_name="vitfp8",
                 kernel_name="python3",
                 progress_bar=False,
-                on_kernel=remember,
+                on_kernel=signals.watch_over,
                 environment=environment,
                 autosave_cell_every=5,
             )
@@ -205,15 +245,19 @@ def execute(
     started = time.monotonic()
     # in a thread of its own: there nbclient installs no signal handlers, which would kill the kernel in mid-step
     worker = threading.Thread(target=work, name=f"papermill {output.name}", daemon=True)
-    with _handling(signals):
-        worker.start()
-        while worker.is_alive():
-            worker.join(timeout=0.5)
-            signals.expire()
-            if while_waiting is not None:
-                while_waiting()
+    worker.start()
+    timed_out = False
+    while worker.is_alive():
+        worker.join(timeout=0.5)
+        signals.expire()
+        if timeout is not None and not timed_out and time.monotonic() - started > timeout:
+            timed_out = True
+            signals.interrupt()
+        if while_waiting is not None:
+            while_waiting()
     error, died = _explain(failure[0]) if failure else (None, False)
-    return Execution(error=error, kernel_died=died, signal=signals.received, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Execution(error=error, kernel_died=died, signal=signals.received, timed_out=timed_out, seconds=seconds)
 
 
 def _explain(error: BaseException) -> tuple[str, bool]:

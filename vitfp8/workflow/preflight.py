@@ -9,7 +9,7 @@ from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import RunParams, read_layer, validate
 from vitfp8.quantize_params import QuantizeParams, parameters_of
 from vitfp8.workflow.locate import parameter_file, preset_file
-from vitfp8.workflow.runner import PlannedRun
+from vitfp8.workflow.plan import PlannedRun
 from vitfp8.workflow.study import parse_study
 
 
@@ -17,7 +17,7 @@ def check_plan(planned: Sequence[PlannedRun]) -> None:
     """Check every run that would start: model, device, precision, data. Loads torch; starts and writes nothing.
 
     Args:
-        planned: from `vitfp8.workflow.runner.plan_batch`.
+        planned: from `vitfp8.workflow.plan.plan_batch`.
 
     Raises:
         InputError: the first thing that cannot be.

@@ -1,70 +1,48 @@
-"""Plan a batch of runs and execute it: what is finished is kept, what is unfinished continues, what failed is tried again."""
+"""Execute a batch of planned runs, one after the other: each is locked while it runs; one bad run does not stop the others."""
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, suggest, validate
-from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
+from filelock import FileLock, Timeout
+
+from vitfp8.monitor import Heat, read_heat
+from vitfp8.params import InputError, RunParams
 from vitfp8.record import (
     RecordError,
     RunJournal,
     RunRecord,
     append_to_run_log,
-    code_digest,
     is_live,
+    is_locked,
     now,
     read_record,
-    read_source,
     record_from_journal,
-    source_command,
 )
-from vitfp8.workflow.execution import execute
-from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file, template
-from vitfp8.workflow.study import Study, check_experiments, check_study_name
+from vitfp8.workflow.execution import Execution, Signals, execute, listening
+from vitfp8.workflow.plan import RUNNER_LOCK, PlannedRun, kind_of
 
 #: Folder inside a study's for lab records that a repeated run replaced; nothing is deleted.
 SUPERSEDED = "superseded"
 
+#: Seconds that a kernel without its runner has to notice and end; it usually takes two.
+ORPHAN_SECONDS = 15.0
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a batch.
-
-    Attributes:
-        params: its parameters, with `run_folder` set.
-        injected: what papermill lays over the notebook's own values.
-        notebook: the template.
-        output: the lab record.
-        action: ``run``, ``continue``, ``keep``, ``replace`` or ``busy``.
-        why: the reason for the action.
-        source_planned: whether the run that it starts from is executed before it in the same batch.
-    """
-
-    params: RunParams | QuantizeParams
-    injected: dict[str, object]
-    notebook: Path
-    output: Path
-    action: str
-    why: str
-    source_planned: bool = False
-
-    @property
-    def folder(self) -> Path:
-        """The run folder: journal, lock, checkpoints."""
-        return self.output.with_suffix("")
+#: Seconds of a cooldown that pass in any case: sensors lag.
+SHORTEST_COOLDOWN = 10.0
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a planned run ended: its record (None when there is none) and one line about it."""
+    """How a planned run ended: its record (None when there is none), a status and one line about it.
+
+    The status is the record's, or ``running`` (by another command), or ``refused`` (what is there now is another run).
+    """
 
     planned: PlannedRun
     record: RunRecord | None
@@ -72,205 +50,194 @@ class RunResult:
     note: str
 
 
-def layers_for(experiment: str, preset: str | None, assignments: Sequence[tuple[str, str]]) -> list[Layer]:
-    """Parameter file, preset and ``-p`` options, in the order in which they are laid over each other.
+@dataclass
+class Batch:
+    """A batch while it runs: the plan, what has ended, and what runs now.
 
-    A preset says what is trained on: over an experiment that trains nothing, only what such an experiment has is laid. So it is
-    with ``-p``, whose keys may be meant for other experiments of the same command.
-
-    Args:
-        experiment: its name.
-        preset: name or path of a preset, or None.
-        assignments: ``-p KEY VALUE`` pairs.
+    Attributes:
+        planned: the runs in their order.
+        results: of those that have ended or were kept, by lab record.
+        current: the run that is executing; None between runs.
+        signal: the signal that stopped the batch, else None.
+        message: what it waits for, in words.
+        attempts: how often each run was started in this batch, by lab record.
     """
-    layers = [read_layer(parameter_file(experiment))]
-    if preset is not None:
-        layer = read_layer(preset_file(preset))
-        layers.append(layer if parameters_of(experiment) is RunParams else _only_own(layer, experiment))
-    if assignments:
-        layers.append(_only_own(Layer("-p", dict(parse_assignment(key, value) for key, value in assignments)), experiment))
-    return layers
+
+    planned: list[PlannedRun]
+    results: dict[Path, RunResult] = field(default_factory=dict)
+    current: PlannedRun | None = None
+    signal: int | None = None
+    message: str = ""
+    attempts: dict[Path, int] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """0 done; 1 a run failed; 130 or 143 stopped by Ctrl-C or SIGTERM."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return 1 if any(result.status in ("failed", "interrupted", "refused") for result in self.results.values()) else 0
 
 
-def _only_own(layer: Layer, experiment: str) -> Layer:
-    """A layer without the keys that only other kinds of experiment have; what no kind has stays, and is refused."""
-    own = parameters_of(experiment).model_fields
-    foreign = {key for kind in PARAMETER_CLASSES.values() for key in kind.model_fields} - set(own)
-    return Layer(layer.source, {key: value for key, value in layer.values.items() if key not in foreign}, layer.lines)
-
-
-def _check_assignments(assignments: Sequence[tuple[str, str]], chosen: Sequence[str]) -> None:
-    """Refuse a ``-p`` whose key none of the chosen experiments has."""
-    known = list(dict.fromkeys(key for name in chosen for key in parameters_of(name).model_fields))
-    for key, _ in assignments:
-        if key in ("experiment", "run_folder"):
-            raise InputError(f"-p {key}: is set by the runner; name the experiment as an argument, the study with --study")
-        if key not in known:
-            raise InputError(f"-p: unknown parameter {key!r} of {', '.join(chosen)}; {suggest(key, known)}")
-
-
-def plan_batch(
-    study_name: str,
-    study: Study,
+def run_batch(
+    planned: Sequence[PlannedRun],
     *,
-    experiments: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    seeds: Sequence[int] | None = None,
-    preset: str | None = None,
-    assignments: Sequence[tuple[str, str]] = (),
-    force: bool = False,
-) -> list[PlannedRun]:
-    """Every run of a batch, validated; nothing is started or written.
+    cooldown: float = 0.0,
+    retries: int = 0,
+    timeout: float | None = None,
+    on_change: Callable[[Batch], None] = lambda batch: None,
+) -> Batch:
+    """Execute a batch, one run after the other.
+
+    Ctrl-C, SIGTERM and SIGHUP end it well at any time: the run that executes saves a checkpoint.
 
     Args:
-        study_name: names the folder below ``executed/``.
-        study: its settings, which the other arguments override.
-        experiments: which to run; empty: the study's.
-        skip: which to leave out.
-        seeds: which seeds; None: the study's.
-        preset: which preset; None: the study's.
-        assignments: ``-p KEY VALUE`` pairs.
-        force: replace finished runs whose parameters or code differ, and repeat those that do not.
+        planned: from `vitfp8.workflow.plan.plan_batch`.
+        cooldown: seconds between runs; fewer where the machine reports that it is cool.
+        retries: how often a failed run is tried again at once, from its last checkpoint.
+        timeout: seconds after which a run is stopped with a checkpoint; None: never.
+        on_change: called whenever something changed, and about twice a second meanwhile.
 
     Returns:
-        The runs in their order: interleaved by seed.
-
-    Raises:
-        InputError: something is wrong with names, files, values or the place to write.
+        The batch with its results.
     """
-    check_study_name(study_name)
-    check_experiments(experiments)
-    check_experiments(skip, "--skip")
-    chosen = [name for name in (experiments or study.experiments) if name not in skip]
-    if not chosen:
-        raise InputError("--skip: leaves nothing to run; skip fewer experiments")
-    _check_assignments(assignments, chosen)
-    chosen.sort(key=lambda name: bool(EXPERIMENTS[name].source))  # what starts from another run comes after it
-    if seeds is None:
-        seeds = study.seeds
-        if any(key == "seed" for key, _ in assignments):
-            seeds = (-1,)  # the seed that -p states
-    elif any(key == "seed" for key, _ in assignments):
-        raise InputError("-p seed: contradicts --seeds; give one of them")
-    folder = EXECUTED / study_name
-    _check_writable(folder)
-    planned: list[PlannedRun] = []
-    for seed in seeds:
-        for name in chosen:
-            layers = layers_for(name, preset or study.preset, assignments)
-            own = {} if seed == -1 else {"seed": seed}
-            kind = parameters_of(name)
-            params: RunParams | QuantizeParams = validate([*layers, Layer("the runner", own)], kind)
-            if params.experiment != name:
-                raise InputError(
-                    f"{layers[0].source}: experiment: {params.experiment!r}: the file is named {name}; make them agree"
-                )
-            output = folder / f"{params.run_name}.ipynb"
-            params = params.model_copy(update={"run_folder": str(output.with_suffix(""))})
-            action, why = _what_to_do(output, params, code_digest(kind_of(params)), force)
-            run = PlannedRun(
-                params=params,
-                injected=params.model_dump(),
-                notebook=template(EXPERIMENTS[name].notebook),
-                output=output,
-                action=action,
-                why=why,
-            )
-            if isinstance(params, QuantizeParams) and action != "busy":
-                run = _with_source(run, params, planned, study_name, preset or study.preset)
-            planned.append(run)
-    return planned
+    batch = Batch(list(planned))
+    for run in batch.planned:
+        if run.action == "keep":
+            batch.results[run.output] = _result(run, note=run.why)
+    idle = read_heat() if cooldown else Heat()
+    executed = False
+    with listening() as signals:
+        for run in [run for run in batch.planned if run.action != "keep"]:
+            if executed and cooldown:
+                _cool_down(cooldown, idle, batch, signals, on_change)
+            for attempt in range(1 + retries):
+                if signals.received is not None:
+                    break
+                batch.current, batch.message = run, ""
+                batch.attempts[run.output] = attempt + 1
+                on_change(batch)
+                result, executed = _execute_run(run, batch, signals, timeout=timeout, on_change=on_change)
+                batch.results[run.output] = result
+                batch.current = None
+                on_change(batch)
+                if result.status != "failed" or _cannot_get_better(result):
+                    break
+            if signals.received is not None:
+                break
+    batch.signal, batch.message = signals.received, ""
+    return batch
 
 
-def kind_of(params: RunParams | QuantizeParams) -> str:
-    """The kind of the record of a run: ``run`` of a training, ``quantization`` of a trained model.
-
-    Args:
-        params: of the run.
-    """
-    return "quantization" if isinstance(params, QuantizeParams) else "run"
+def _cannot_get_better(result: RunResult) -> bool:
+    """Whether trying a failed run again is no use: its input was refused."""
+    return result.note.startswith("InputError")
 
 
-def _with_source(
-    run: PlannedRun, params: QuantizeParams, planned: Sequence[PlannedRun], study_name: str, preset: str | None
-) -> PlannedRun:
-    """A planned run with the run that it starts from: planned before it in the same batch, or completed on disk.
-
-    Raises:
-        InputError: there is none, or a finished run started from weights that are there no more.
-    """
-    source = Path(params.source_run) if params.source_run else run.output.with_name(f"{params.source_name}.ipynb")
-    command = source_command(
-        params.source_experiment, variant=params.source_variant, seed=params.seed, study=study_name, preset=preset
-    )
-    before = next((other for other in planned if other.output == source), None)
-    executes = before is not None and before.action not in ("keep", "busy")
-    digest = None
-    if not executes:
-        digest = read_source(source, experiment=params.source_experiment, seed=params.seed, command=command).checkpoints["best"]
-    if run.action == "keep" and read_record(run.output).source.get("checkpoint_sha256") != digest:
-        raise InputError(
-            f"{run.output}: is finished, but with other weights of its source {source}"
-            f"{', which runs again' if executes else ''}; --force moves it aside and runs it again"
-        )
-    return replace(run, source_planned=executes)
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a place where nothing can be written, without writing."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: {place.resolve()} cannot be written; check its permissions or work in another folder")
-
-
-def _what_to_do(output: Path, params: RunParams | QuantizeParams, digest: str, force: bool) -> tuple[str, str]:
-    """What becomes of a run, given what is there."""
-    if is_live(output.with_suffix("")):
-        return "busy", "another process is running it"
+def _execute_run(
+    planned: PlannedRun, batch: Batch, signals: Signals, *, timeout: float | None, on_change: Callable[[Batch], None]
+) -> tuple[RunResult, bool]:
+    """Execute one run; its result, and whether a kernel was started. What cannot be written fails this run alone."""
     try:
-        record = read_record(output)
-    except RecordError:
-        if output.exists():
-            return "replace", "its notebook holds no record; it is moved aside"
-        return "run", "new"
-    same = record.parameters_digest == params.digest
-    if record.status in ("completed", "diverged"):
-        if force:
-            return "replace", "--force; the old record is moved aside"
-        if not same:
-            changed = [key for key, value in params.identity().items() if record.parameters.get(key, ...) != value]
-            raise InputError(
-                f"{output}: is finished with other parameters ({', '.join(changed) or 'values differ'}); "
-                "--force moves it aside and runs again, or give another --study"
-            )
-        if record.provenance.get("code_digest") != digest:
-            raise InputError(
-                f"{output}: is finished, but the code that decides numbers has changed since; "
-                "--force moves it aside and runs again, or give another --study"
-            )
-        return "keep", f"{record.status}, same parameters and code"
-    if not same or force:
-        return "replace", f"{record.status} with other parameters; the old record is moved aside" if not same else "--force"
-    epoch = record.progress.get("epoch", 0)
-    return "continue", f"{record.status} after {record.progress.get('unit', 'epoch')} {epoch}"
+        with _lock(planned) as held:
+            if not held:
+                return _result(planned, status="running", note="another command is running it"), False
+            return _execute_locked(planned, batch, signals, timeout=timeout, on_change=on_change)
+    except OSError as error:
+        place = error.filename or planned.folder
+        note = f"{place}: cannot be written ({error.strerror or error}); make room, or check permissions"
+        return _result(planned, status="failed", note=note), True
+
+
+def _execute_locked(
+    planned: PlannedRun, batch: Batch, signals: Signals, *, timeout: float | None, on_change: Callable[[Batch], None]
+) -> tuple[RunResult, bool]:
+    """The same while the run's lock is ours."""
+
+    def waiting_for(words: str, condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait while the condition holds; whether it has ended."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while condition():
+            if signals.received is not None or (end is not None and time.monotonic() > end):
+                return False
+            batch.message = words
+            on_change(batch)
+            time.sleep(0.5)
+        batch.message = ""
+        return True
+
+    # a kernel whose runner was killed ends by itself within seconds
+    if not waiting_for("an earlier kernel of this run is ending", lambda: is_live(planned.folder), ORPHAN_SECONDS):
+        return _result(planned, status="running", note="another process trains in its run folder"), False
+    try:
+        planned = planned.decided_again()
+    except InputError as refusal:
+        return _result(planned, status="refused", note=str(refusal)), False
+    if planned.action == "keep":
+        return _result(planned, note=planned.why), False
+    if (source := planned.source) is not None:
+        lock = source.with_suffix("") / RUNNER_LOCK
+        waiting_for(f"another command runs {source.stem}, which this run starts from", lambda: is_locked(lock))
+    if signals.received is not None:
+        return _result(planned, status="interrupted", note="stopped before it began"), False
+    if planned.action == "replace":
+        _move_aside(planned)
+    _begin(planned)
+    ended = execute(
+        planned.notebook,
+        planned.output,
+        planned.injected,
+        signals=signals,
+        timeout=timeout,
+        while_waiting=lambda: on_change(batch),
+    )
+    _write_down(planned, ended, timeout)
+    return _result(planned, note=ended.error or ""), True
+
+
+def _write_down(planned: PlannedRun, ended: Execution, timeout: float | None) -> None:
+    """What only the runner knows of the end goes to the run log."""
+    with suppress(OSError):  # a full disk must not end the batch: the record tells of the interruption by itself
+        if ended.timed_out and not ended.kernel_died:
+            reason = f"stopped after {timeout:g} s (--timeout), checkpoint saved"
+            append_to_run_log(planned.output, {"time": now(), "event": "interrupted", "reason": reason})
+        elif ended.error is not None and ended.signal is None:
+            append_to_run_log(planned.output, {"time": now(), "event": "failed", "reason": ended.error})
+
+
+@contextmanager
+def _lock(planned: PlannedRun) -> Iterator[bool]:
+    """Hold the run for this command; False when another command holds it."""
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(planned.folder / RUNNER_LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _move_aside(planned: PlannedRun) -> None:
-    """Move a lab record, its run folder and its log into ``superseded/``; nothing is deleted."""
+    """Move a lab record, its run log and what is in its run folder into ``superseded/``; nothing is deleted."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{planned.output.stem}@{stamp}"
     place = planned.output.parent / SUPERSEDED
     place.mkdir(parents=True, exist_ok=True)
-    for path in (planned.output, planned.folder, planned.output.with_name(planned.output.stem + ".log.jsonl")):
+    for path in (planned.output, planned.output.with_name(planned.output.stem + ".log.jsonl")):
         if path.exists():
-            suffix = path.name.removeprefix(planned.output.stem)
-            path.rename(place / f"{planned.output.stem}@{stamp}{suffix}")
+            path.rename(place / (name + path.name.removeprefix(planned.output.stem)))
+    content = [path for path in planned.folder.iterdir() if path.name != RUNNER_LOCK]  # the lock stays with whoever holds it
+    if content:
+        (place / name).mkdir()
+        for path in content:
+            path.rename(place / name / path.name)
 
 
 def _begin(planned: PlannedRun) -> None:
-    """Make the run folder and say in its journal what is about to run: even a kernel that never starts leaves a record."""
-    planned.folder.mkdir(parents=True, exist_ok=True)
+    """Say in the run's journal what is about to run: even a kernel that never starts leaves a record."""
     if planned.output.exists():
         attempts = len(list(planned.folder.glob("attempt-*.ipynb")))
         planned.output.rename(planned.folder / f"attempt-{attempts + 1}.ipynb")
@@ -292,100 +259,24 @@ def _begin(planned: PlannedRun) -> None:
             pass
 
 
-def execute_run(planned: PlannedRun, *, while_waiting: Callable[[], None] | None = None) -> tuple[RunResult, int | None]:
-    """Execute one planned run.
-
-    Args:
-        planned: what to run.
-        while_waiting: called about twice a second meanwhile.
-
-    Returns:
-        How it ended, and the signal that the user sent meanwhile.
-    """
-    if planned.action == "replace":
-        _move_aside(planned)
-    _begin(planned)
-    ended = execute(planned.notebook, planned.output, planned.injected, while_waiting=while_waiting)
-    if ended.error is not None and ended.signal is None:
-        append_to_run_log(planned.output, {"time": now(), "event": "failed", "reason": ended.error})
-    return _result(planned, ended.error), ended.signal
-
-
-def _result(planned: PlannedRun, error: str | None = None) -> RunResult:
-    """Read a run's record back and say in one line how it ended."""
+def _result(planned: PlannedRun, *, status: str | None = None, note: str = "") -> RunResult:
+    """A run's record as it stands, and one line on how it ended; `note` is said where the record gives no reason."""
     try:
         record = read_record(planned.output)
     except RecordError as problem:
-        return RunResult(planned, None, "failed", error or str(problem))
-    return RunResult(planned, record, record.status, record.reason or "")
+        return RunResult(planned, None, status or "failed", note or str(problem))
+    if status is None:
+        return RunResult(planned, record, record.status, record.reason or note)
+    return RunResult(planned, record, status, note)
 
 
-@dataclass
-class Batch:
-    """A batch while it runs: the plan, what has ended, and what runs now.
-
-    Attributes:
-        planned: the runs in their order.
-        results: of those that have ended or were kept.
-        current: the run that is executing; None between runs.
-        signal: the signal that stopped the batch, else None.
-    """
-
-    planned: list[PlannedRun]
-    results: dict[Path, RunResult]
-    current: PlannedRun | None = None
-    signal: int | None = None
-    message: str = ""
-
-    @property
-    def exit_status(self) -> int:
-        """0 done; 1 a run failed; 130 or 143 stopped by Ctrl-C or SIGTERM."""
-        if self.signal is not None:
-            return 128 + self.signal
-        return 1 if any(result.status in ("failed", "interrupted") for result in self.results.values()) else 0
-
-
-def run_batch(planned: Sequence[PlannedRun], *, cooldown: float, on_change: Callable[[Batch], None]) -> Batch:
-    """Execute a batch, one run after the other; one bad run does not stop the others.
-
-    Args:
-        planned: from `plan_batch`.
-        cooldown: seconds between runs; Ctrl-C ends them too.
-        on_change: called whenever something changed, and about twice a second while a run executes.
-
-    Returns:
-        The batch with its results.
-    """
-    batch = Batch(list(planned), {})
-    for run in batch.planned:
-        if run.action in ("keep", "busy"):
-            result = _result(run)
-            batch.results[run.output] = RunResult(
-                run, result.record, "running" if run.action == "busy" else result.status, run.why
-            )
-    waiting = [run for run in batch.planned if run.action not in ("keep", "busy")]
-    for index, run in enumerate(waiting):
-        batch.current, batch.message = run, ""
-        on_change(batch)
-        result, batch.signal = execute_run(run, while_waiting=lambda: on_change(batch))
-        batch.results[run.output] = result
-        batch.current = None
-        on_change(batch)
-        if batch.signal is not None:
+def _cool_down(seconds: float, idle: Heat, batch: Batch, signals: Signals, on_change: Callable[[Batch], None]) -> None:
+    """Wait between runs, saying how long; less where the machine reports that it is as cool as before the batch."""
+    begin = time.monotonic()
+    while (left := begin + seconds - time.monotonic()) > 0 and signals.received is None:
+        if time.monotonic() - begin >= SHORTEST_COOLDOWN and read_heat().is_cool(idle):
             break
-        if cooldown and index + 1 < len(waiting):
-            try:
-                _cool_down(cooldown, batch, on_change)
-            except KeyboardInterrupt:
-                batch.signal = int(signal.SIGINT)
-                break
-    return batch
-
-
-def _cool_down(seconds: float, batch: Batch, on_change: Callable[[Batch], None]) -> None:
-    """Wait between runs, saying how long."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
         batch.message = f"cooling down, {left:.0f} s"
         on_change(batch)
         time.sleep(min(0.5, left))
+    batch.message = ""
