@@ -44,7 +44,7 @@ class DeathError(BaseException):
 
 def die_after(experiment: Experiment, steps: int) -> None:
     """Train, and die in mid-epoch after so many steps: no checkpoint is written then."""
-    step, count = experiment.trainer._step, 0
+    step, count = experiment.trainer.train_step, 0
 
     def counted(*batch: torch.Tensor) -> None:
         nonlocal count
@@ -53,7 +53,7 @@ def die_after(experiment: Experiment, steps: int) -> None:
         if count == steps:
             raise DeathError
 
-    experiment.trainer._step = counted  # type: ignore[method-assign]
+    experiment.trainer.train_step = counted  # type: ignore[method-assign]
     with pytest.raises(DeathError):
         run(experiment)
 

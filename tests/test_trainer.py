@@ -97,7 +97,7 @@ def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(prepared: Call
             return step(*arguments, **options)
 
         trainer.precision.step = look  # type: ignore[method-assign]
-        trainer._step(images, labels)
+        trainer.train_step(images, labels)
         gradients.append(seen)
         assert float(trainer.sums.losses[0]) / len(images) == pytest.approx(2.3, abs=0.6)
     for name, gradient in gradients[0].items():
@@ -124,7 +124,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues_to_the_same_bits(
 ) -> None:
     straight = run(prepared("BaseFP16", folder="straight"))
     experiment = prepared("BaseFP16", folder="stopped")
-    step, count = experiment.trainer._step, 0
+    step, count = experiment.trainer.train_step, 0
 
     def stop_in_the_second_epoch(*batch: torch.Tensor) -> None:
         nonlocal count
@@ -133,7 +133,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues_to_the_same_bits(
         if count == len(experiment.trainer.batches) + 5:
             os.kill(os.getpid(), number)
 
-    experiment.trainer._step = stop_in_the_second_epoch  # type: ignore[method-assign]
+    experiment.trainer.train_step = stop_in_the_second_epoch  # type: ignore[method-assign]
     handler = signal.getsignal(number)
     stopped = run(experiment)
     assert signal.getsignal(number) == handler, "the handlers are restored"
@@ -180,7 +180,7 @@ def test_out_of_memory_is_one_line_that_names_the_size_to_try(prepared: Callable
     def explode(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    experiment.trainer._step = explode  # type: ignore[method-assign]
+    experiment.trainer.train_step = explode  # type: ignore[method-assign]
     with pytest.raises(InputError, match="out of memory; try micro_batch_size: 32"):
         experiment.trainer.train()
 

@@ -152,6 +152,21 @@ def decay_groups(model: VisionTransformer, weight_decay: float) -> list[dict[str
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
+def describe_model(params: RunParams, classes: int) -> dict[str, Any]:
+    """What `model_facts` says of a model, without allocating its weights.
+
+    Args:
+        params: model and sizes.
+        classes: outputs of the head.
+
+    Raises:
+        InputError: see `create_model`.
+    """
+    with torch.device("meta"):
+        model = create_model(params.model_copy(update={"pretrained": False, "pretrained_file": None}), classes)
+    return model_facts(model, params.model)
+
+
 def check_model(params: RunParams, classes: int) -> None:
     """Refuse a model that cannot be built, without allocating its weights.
 
@@ -162,7 +177,6 @@ def check_model(params: RunParams, classes: int) -> None:
     Raises:
         InputError: see `create_model`.
     """
-    with torch.device("meta"):
-        create_model(params.model_copy(update={"pretrained": False, "pretrained_file": None}), classes)
+    describe_model(params, classes)
     if params.pretrained_file is not None and not Path(params.pretrained_file).is_file():
         raise InputError(f"pretrained_file: {params.pretrained_file!r}: there is no such file")

@@ -223,7 +223,7 @@ class ViTTrainer:
         started = time.perf_counter()
         unseen = self.step_in_epoch
         for images, labels, _ in self.batches.epoch(self.epoch, self.step_in_epoch):
-            self._step(images, labels)
+            self.train_step(images, labels)
             self.step_in_epoch += 1
             if self.step_in_epoch - unseen >= look_every or self.step_in_epoch == len(self.batches):
                 self._look_at_losses(unseen)
@@ -243,7 +243,7 @@ class ViTTrainer:
         minutes = self.params.checkpoint_minutes
         return self.folder is not None and minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
-    def _step(self, images: Tensor, labels: Tensor) -> None:
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One optimizer step. images ``[B, C, S, S]``, labels ``[B]``; micro-batches accumulate the gradient of the mean loss."""
         step = self.epoch * len(self.batches) + self.step_in_epoch
         rate = learning_rate_at(
@@ -360,6 +360,7 @@ class ViTTrainer:
         """
         state = {
             "parameters": self.params.digest,
+            "data": self.data.digest,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision.state_dict(),
@@ -408,6 +409,11 @@ class ViTTrainer:
         state, path, problems = found
         if state["parameters"] != self.params.digest:
             raise CheckpointError(f"{path}: belongs to a run with other parameters; give another run_folder")
+        if state.get("data", self.data.digest) != self.data.digest:
+            raise CheckpointError(
+                f"{path}: was trained on another {self.data.label} than is there now (their digests differ); "
+                "restore those files, or give another run_folder"
+            )
         try:
             self._load_state(state)
         except (KeyError, RuntimeError, TypeError) as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vitfp8.data.augment import AUGMENTATIONS, Augmentation
     from vitfp8.data.batches import TrainBatches, eval_batches, sample_grid
-    from vitfp8.data.datasets import ImageData, Split, load_data
+    from vitfp8.data.datasets import ImageData, Split, data_digest, load_data
     from vitfp8.data.sources import check_dataset
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Split",
     "TrainBatches",
     "check_dataset",
+    "data_digest",
     "eval_batches",
     "load_data",
     "sample_grid",
@@ -38,6 +39,7 @@ _HOMES = {
     "Split": "datasets",
     "TrainBatches": "batches",
     "check_dataset": "sources",
+    "data_digest": "datasets",
     "eval_batches": "batches",
     "load_data": "datasets",
     "sample_grid": "batches",

@@ -355,6 +355,21 @@ def _pixels(source: Source, image_size: int, device: torch.device, workers: int)
     return pixels.to(home)
 
 
+def data_digest(*, dataset: str, data_dir: str | Path | None, validation_fraction: float) -> str | None:
+    """The digest that a run on this data set would have; None where its files are not at hand. Downloads nothing.
+
+    Args:
+        dataset: a key of `vitfp8.catalog.DATASETS`.
+        data_dir: the folder that its files are in; None: ``data/``, then the system's folders.
+        validation_fraction: share of the training images held out for validation.
+    """
+    try:
+        source = read_source(dataset, data_dir, download=False)
+        return _digest(dataset, source, split_indices(source, validation_fraction))[0]
+    except (InputError, OSError):
+        return None
+
+
 def load_data(
     *,
     dataset: str,

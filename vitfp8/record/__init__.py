@@ -1,7 +1,7 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
 from vitfp8.record.journal import RunJournal, is_live, is_locked, now, record_from_journal
-from vitfp8.record.provenance import code_digest, collect_provenance
+from vitfp8.record.provenance import code_digest, collect_provenance, git_state, processor_and_cores
 from vitfp8.record.reading import (
     RecordError,
     append_to_run_log,
@@ -42,6 +42,7 @@ __all__ = [
     "code_digest",
     "collect_provenance",
     "digest_of",
+    "git_state",
     "is_live",
     "is_locked",
     "load_history",
@@ -50,6 +51,7 @@ __all__ = [
     "load_runs",
     "notebook_of",
     "now",
+    "processor_and_cores",
     "read_record",
     "read_source",
     "record_from_journal",

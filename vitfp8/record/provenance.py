@@ -56,8 +56,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout
 
 
-def _git_state() -> dict[str, Any]:
-    """Commit, whether the tree is dirty, and the patch of the package's uncommitted changes, compressed."""
+def git_state() -> dict[str, Any]:
+    """Commit, whether what runs differs from it (``dirty``), and the patch of these changes, compressed; None without git."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None}
@@ -104,6 +104,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def processor_and_cores() -> tuple[str, int | None]:
+    """The processor's name and the number of its cores: runs on machines that agree in both can tell each other's time."""
+    return _processor(), psutil.cpu_count(logical=False) or os.cpu_count()
+
+
 def collect_provenance(kind: str = "run") -> dict[str, Any]:
     """What made this record, as far as it can be known without torch: code, versions, machine.
 
@@ -113,12 +118,11 @@ def collect_provenance(kind: str = "run") -> dict[str, Any]:
         kind: of the run: ``run`` or ``quantization``.
     """
     return {
-        **_git_state(),
+        **git_state(),
         "code_digest": code_digest(kind),
         "versions": _versions(),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
-        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        **dict(zip(("processor", "cores"), processor_and_cores(), strict=True)),
         "memory_bytes": psutil.virtual_memory().total,
     }

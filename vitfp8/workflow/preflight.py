@@ -1,20 +1,56 @@
-"""Refuse before starting: parameter files, names, data and machine are checked in seconds, not after a night."""
+"""Refuse before starting: parameter files, names, data and machine are checked in seconds, not after a night.
+
+`check_plan` raises for the first thing that cannot be; `examine_machine` says what is so of this machine, refusals and warnings
+told apart. `vitfp8 check` prints both, `vitfp8 run` makes the same check before it starts.
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import RunParams, read_layer, validate
+import psutil
+
+from vitfp8.catalog import EXPERIMENTS, PRECISIONS
+from vitfp8.monitor import read_heat
+from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
 from vitfp8.quantize_params import QuantizeParams, parameters_of
-from vitfp8.workflow.locate import parameter_file, preset_file
-from vitfp8.workflow.plan import PlannedRun
-from vitfp8.workflow.study import parse_study
+from vitfp8.record import git_state, read_record
+from vitfp8.workflow.estimates import disk_bytes, memory_bytes
+from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file
+from vitfp8.workflow.plan import PlannedRun, layers_for
+from vitfp8.workflow.study import Study, parse_study
+
+#: Room on the disk beyond what is needed, as a part of it: below that a warning is given.
+_SPARE_ROOM = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is so of this machine.
+
+    Attributes:
+        level: ``ok``; ``note``: worth knowing; ``warning``: runs may suffer; ``refusal``: runs would fail.
+        subject: what it is about, in a word.
+        text: one line, with a way out where there is something to do.
+    """
+
+    level: Literal["ok", "note", "warning", "refusal"]
+    subject: str
+    text: str
+
+
+# ------------------------------------------------------------------------------------------------------------- a batch
 
 
 def check_plan(planned: Sequence[PlannedRun]) -> None:
     """Check every run that would start: model, device, precision, data. Loads torch; starts and writes nothing.
+
+    Of runs that are kept or continued it is checked that they were trained on the data that is there now.
 
     Args:
         planned: from `vitfp8.workflow.plan.plan_batch`.
@@ -23,8 +59,11 @@ def check_plan(planned: Sequence[PlannedRun]) -> None:
         InputError: the first thing that cannot be.
     """
     seen: set[tuple[object, ...]] = set()
+    digests: dict[tuple[object, ...], str | None] = {}
     for run in planned:
         params = run.params
+        if run.action in ("keep", "continue") and isinstance(params, RunParams):
+            _check_same_data(run, params, digests)
         if run.action in ("keep", "busy"):
             continue
         if isinstance(params, QuantizeParams):
@@ -35,6 +74,26 @@ def check_plan(planned: Sequence[PlannedRun]) -> None:
             continue
         seen.add(what)
         _check_on_machine(params)
+
+
+def _check_same_data(run: PlannedRun, params: RunParams, digests: dict[tuple[object, ...], str | None]) -> None:
+    """Refuse a finished or begun run whose data set is another one today; where it is not at hand nothing can be told."""
+    recorded = read_record(run.output).data.get("digest")
+    if recorded is None:
+        return
+    what = (params.dataset, params.data_dir, params.validation_fraction)
+    if what not in digests:
+        from vitfp8.data import data_digest
+
+        digests[what] = data_digest(
+            dataset=params.dataset, data_dir=params.data_dir, validation_fraction=params.validation_fraction
+        )
+    today = digests[what]
+    if today is not None and today != recorded:
+        raise InputError(
+            f"{run.output}: was trained on another data set than {params.dataset!r} is now (digest {str(recorded)[:12]}, "
+            f"today {today[:12]}); restore those files, --force moves it aside and runs it anew, or give another --study"
+        )
 
 
 def _check_on_machine(params: RunParams) -> None:
@@ -51,7 +110,123 @@ def _check_source(params: QuantizeParams, planned: bool) -> None:
     check_quantization(params, source_planned=planned)
 
 
-def check_files(files: Sequence[Path], preset: str | None = None) -> list[str]:
+# ---------------------------------------------------------------------------------------------------------- the machine
+
+
+def examine_machine(runs: Sequence[RunParams], folder: Path = EXECUTED) -> list[Finding]:
+    """What is so of this machine for runs that would start: disk, memory, power, heat, code, arithmetic. Writes nothing.
+
+    Args:
+        runs: parameters of the trainings that would start, one entry a run.
+        folder: where lab records and checkpoints go; it need not exist.
+    """
+    findings = [_disk(runs, folder)]
+    if runs:
+        findings += [_memory(runs), *_arithmetic(runs)]
+    findings += [_power(), _heat(), _code()]
+    return findings
+
+
+def _size(count: float) -> str:
+    """Bytes, for a reader."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def needed_disk(runs: Sequence[RunParams]) -> int:
+    """Disk that runs need until all are done, in bytes: their checkpoints and records stay.
+
+    Args:
+        runs: parameters of the trainings that would start, one entry a run.
+    """
+    return sum(disk_bytes(params) for params in runs)
+
+
+def _disk(runs: Sequence[RunParams], folder: Path) -> Finding:
+    """Room for checkpoints and records."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    free, needed = shutil.disk_usage(place).free, needed_disk(runs)
+    words = f"{len(runs)} {'run needs' if len(runs) == 1 else 'runs need'} {_size(needed)}, {_size(free)} are free in {folder}"
+    if needed > free:
+        kept = "; checkpoint_every: null keeps fewer checkpoints" if any(p.checkpoint_every is not None for p in runs) else ""
+        return Finding("refusal", "disk", f"{words}; make room, work on another disk, or run fewer at once{kept}")
+    if needed * (1 + _SPARE_ROOM) > free:
+        return Finding("warning", "disk", f"{words}: little to spare")
+    return Finding("ok", "disk", words)
+
+
+def _memory(runs: Sequence[RunParams]) -> Finding:
+    """Memory of the processor against the largest run; a GPU's is known only when it is tried."""
+    needed = max(memory_bytes(params) for params in runs)
+    available = psutil.virtual_memory().available
+    words = f"the largest run takes about {_size(needed)}, {_size(available)} are available"
+    if needed > available and _on_processor(runs[0]):
+        return Finding("warning", "memory", f"{words}; close other programs, or set micro_batch_size")
+    return Finding("ok", "memory", words)
+
+
+def _on_processor(params: RunParams) -> bool:
+    """Whether a run would train on the processor."""
+    from vitfp8.experiment import resolve_device
+
+    return resolve_device(params.device).type == "cpu"
+
+
+def _arithmetic(runs: Sequence[RunParams]) -> list[Finding]:
+    """Who multiplies in each precision, and why."""
+    from vitfp8.experiment import resolve_device
+    from vitfp8.precision import choose_backend
+
+    findings = []
+    for (precision, wanted, recipe, base, device), count in Counter(
+        (params.precision, params.backend, params.fp8_recipe, params.base_precision, params.device) for params in runs
+    ).items():
+        place = resolve_device(device)
+        backend, reason = choose_backend(precision, place, wanted, recipe=recipe, base=base)
+        words = f"{PRECISIONS[precision]} is {backend} on {place.type} ({reason}): {count} {'run' if count == 1 else 'runs'}"
+        findings.append(Finding("ok" if backend == "native" else "note", "arithmetic", words))
+    return findings
+
+
+def _power() -> Finding:
+    """Whether the machine could run out of battery."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    if battery is None:
+        return Finding("ok", "power", "no battery")
+    if battery.power_plugged is False:
+        return Finding("warning", "power", f"on battery ({battery.percent:.0f} %); plug it in before a long batch")
+    return Finding("ok", "power", f"plugged in, battery {battery.percent:.0f} %")
+
+
+def _heat() -> Finding:
+    """Whether the machine is hot before it begins."""
+    heat = read_heat()
+    if heat.is_hot():
+        return Finding(
+            "warning", "heat", f"{heat.words()}: timings of a hot machine mislead; let it cool down, or give --cooldown"
+        )
+    return Finding("ok", "heat", heat.words() or "the machine tells no temperature")
+
+
+def _code() -> Finding:
+    """Whether a commit names the code that would run."""
+    state = git_state()
+    if state["commit"] is None:
+        return Finding("note", "code", "no git checkout: records name versions and the code's digest, no commit")
+    if state["dirty"]:
+        return Finding("note", "code", f"commit {state['commit'][:10]} with uncommitted changes: the patch goes into each record")
+    return Finding("ok", "code", f"commit {state['commit'][:10]}, clean")
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def check_files(files: Sequence[Path], preset: str | None = None) -> tuple[list[str], list[RunParams]]:
     """Validate parameter files, presets and study files, and what they need of this machine.
 
     Args:
@@ -59,19 +234,21 @@ def check_files(files: Sequence[Path], preset: str | None = None) -> list[str]:
         preset: laid over each parameter file.
 
     Returns:
-        One line for each file.
+        One line for each file, and the parameters of the runs that the files stand for.
 
     Raises:
         InputError: the first thing that is wrong.
     """
     core = [parameter_file(name) for name, row in EXPERIMENTS.items() if row.core]
     over = [read_layer(preset_file(preset))] if preset else []
-    lines = []
+    lines: list[str] = []
+    runs: list[RunParams] = []
     for file in files or core:
         layer = read_layer(file)
         known = [key for key in layer.values if key in RunParams.model_fields]
         if "experiments" in layer.values or ("preset" in layer.values and not known):
             study = parse_study(layer)
+            runs += _runs_of(study, preset)
             lines.append(f"{file}: a valid study of {len(study.experiments)} experiments × {len(study.seeds)} seeds")
         elif parameters_of(str(layer.values.get("experiment"))) is QuantizeParams:
             quantization = validate([layer], QuantizeParams)
@@ -80,12 +257,25 @@ def check_files(files: Sequence[Path], preset: str | None = None) -> list[str]:
         elif "experiment" in layer.values or not _is_preset(file):
             params = validate([layer, *over])
             _check_on_machine(params)
+            runs.append(params)
             lines.append(f"{file}: valid; {params.run_name} can run here")
         else:
             for name in (name for name, row in EXPERIMENTS.items() if row.core):
                 validate([read_layer(parameter_file(name)), layer])
             lines.append(f"{file}: a valid preset")
-    return lines
+    return lines, runs
+
+
+def _runs_of(study: Study, preset: str | None) -> list[RunParams]:
+    """The trainings of a study, each checked on this machine once."""
+    runs: list[RunParams] = []
+    for name in study.experiments:
+        if parameters_of(name) is not RunParams:
+            continue
+        layers = layers_for(name, preset or study.preset, ())
+        _check_on_machine(validate(layers))
+        runs += [validate([*layers, Layer("the study", {"seed": seed})]) for seed in study.seeds]
+    return runs
 
 
 def _is_preset(file: Path) -> bool:
