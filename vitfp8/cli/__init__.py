@@ -16,13 +16,14 @@ from vitfp8.cli.bench import bench
 from vitfp8.cli.machine import check, monitor
 from vitfp8.cli.records import runs
 from vitfp8.cli.report import report
+from vitfp8.cli.watch import watch
 
 
 class _Commands(click.Group):
     """A group whose commands say what is wrong with the input in one line and exit with status 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an `InputError` becomes its one line."""
+        """Run the command; an `InputError` becomes its one line, Ctrl-C status 130."""
         from vitfp8.params import InputError
 
         try:
@@ -30,6 +31,9 @@ class _Commands(click.Group):
         except InputError as error:
             click.echo(f"vitfp8: {error}", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("vitfp8: interrupted", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,5 +42,5 @@ def main() -> None:
     """Train Vision Transformers in FP32, BF16, FP16 and FP8, as notebooks, and report what low precision costs."""
 
 
-for command in (run, check, runs, report, monitor, bench):
+for command in (run, check, runs, watch, report, monitor, bench):
     main.add_command(command)

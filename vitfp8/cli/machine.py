@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -13,12 +14,17 @@ import click
 def check(files: tuple[str, ...], preset: str | None) -> None:
     """Validate parameter files and this machine, before a long batch.
 
-    Without a FILE: the four of the study. Presets and study files may be given too.
+    Without a FILE: the four of the study. Presets and study files may be given too; of a study file all its runs are counted.
+    Exit status 2 when something would be refused.
     """
-    from vitfp8.workflow.preflight import check_files
+    from vitfp8.cli.tables import print_findings
+    from vitfp8.workflow.preflight import check_files, examine_machine
 
-    for line in check_files([Path(file) for file in files], preset):
-        click.echo(line)
+    findings, runs = check_files([Path(file) for file in files], preset)
+    findings += examine_machine(runs)
+    print_findings(findings)
+    if any(finding.level == "refusal" for finding in findings):
+        sys.exit(2)
 
 
 @click.command()

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from vitfp8.workflow.preflight import Finding
 
 
 def console() -> Any:
@@ -11,6 +17,13 @@ def console() -> Any:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=False)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """What was found of the machine, a line each; warnings and refusals go to standard error."""
+    for finding in findings:
+        level = "" if finding.level == "ok" else f"{finding.level}: "
+        click.echo(f"{level}{finding.subject}: {finding.text}", err=finding.level in ("warning", "refusal"))
 
 
 def record_cells(record: Any) -> tuple[str, str, str, str]:

@@ -226,7 +226,7 @@ def _code() -> Finding:
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def check_files(files: Sequence[Path], preset: str | None = None) -> tuple[list[str], list[RunParams]]:
+def check_files(files: Sequence[Path], preset: str | None = None) -> tuple[list[Finding], list[RunParams]]:
     """Validate parameter files, presets and study files, and what they need of this machine.
 
     Args:
@@ -234,36 +234,46 @@ def check_files(files: Sequence[Path], preset: str | None = None) -> tuple[list[
         preset: laid over each parameter file.
 
     Returns:
-        One line for each file, and the parameters of the runs that the files stand for.
+        One finding for each file, and the parameters of the runs that the sound ones stand for.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: there is no such preset, or it is refused.
     """
     core = [parameter_file(name) for name, row in EXPERIMENTS.items() if row.core]
     over = [read_layer(preset_file(preset))] if preset else []
-    lines: list[str] = []
+    findings: list[Finding] = []
     runs: list[RunParams] = []
     for file in files or core:
-        layer = read_layer(file)
-        known = [key for key in layer.values if key in RunParams.model_fields]
-        if "experiments" in layer.values or ("preset" in layer.values and not known):
-            study = parse_study(layer)
-            runs += _runs_of(study, preset)
-            lines.append(f"{file}: a valid study of {len(study.experiments)} experiments × {len(study.seeds)} seeds")
-        elif parameters_of(str(layer.values.get("experiment"))) is QuantizeParams:
-            quantization = validate([layer], QuantizeParams)
-            _check_source(quantization, planned=True)
-            lines.append(f"{file}: valid; {quantization.run_name} can run here after {quantization.source_name}")
-        elif "experiment" in layer.values or not _is_preset(file):
-            params = validate([layer, *over])
-            _check_on_machine(params)
-            runs.append(params)
-            lines.append(f"{file}: valid; {params.run_name} can run here")
-        else:
-            for name in (name for name, row in EXPERIMENTS.items() if row.core):
-                validate([read_layer(parameter_file(name)), layer])
-            lines.append(f"{file}: a valid preset")
-    return lines, runs
+        try:
+            text, stands_for = _check_file(file, over, preset)
+        except InputError as refusal:
+            # a refusal by the machine names a key, not the file that asks for it
+            named = str(refusal) if str(refusal).startswith(str(file)) else f"{file}: {refusal}"
+            findings.append(Finding("refusal", "parameters", named))
+            continue
+        findings.append(Finding("ok", "parameters", f"{file}: {text}"))
+        runs += stands_for
+    return findings, runs
+
+
+def _check_file(file: Path, over: list[Layer], preset: str | None) -> tuple[str, list[RunParams]]:
+    """What one file is, in words, and the trainings that it stands for."""
+    layer = read_layer(file)
+    known = [key for key in layer.values if key in RunParams.model_fields]
+    if "experiments" in layer.values or ("preset" in layer.values and not known):
+        study = parse_study(layer)
+        return f"a valid study of {len(study.experiments)} experiments × {len(study.seeds)} seeds", _runs_of(study, preset)
+    if parameters_of(str(layer.values.get("experiment"))) is QuantizeParams:
+        quantization = validate([layer], QuantizeParams)
+        _check_source(quantization, planned=True)
+        return f"valid; {quantization.run_name} can run here after {quantization.source_name}", []
+    if "experiment" in layer.values or not _is_preset(file):
+        params = validate([layer, *over])
+        _check_on_machine(params)
+        return f"valid; {params.run_name} can run here", [params]
+    for name in (name for name, row in EXPERIMENTS.items() if row.core):
+        validate([read_layer(parameter_file(name)), layer])
+    return "a valid preset", []
 
 
 def _runs_of(study: Study, preset: str | None) -> list[RunParams]:

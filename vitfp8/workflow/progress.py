@@ -18,9 +18,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from vitfp8.params import InputError, suggest
 from vitfp8.record import RunRecord, is_locked, load_records, now
 from vitfp8.workflow.files import write_whole
+from vitfp8.workflow.locate import EXECUTED
 from vitfp8.workflow.runner import Batch
+from vitfp8.workflow.study import check_study_name
 
 _PATTERN = ".batch-*.json"
 
@@ -129,6 +132,35 @@ class StudyProgress:
     message: str
     batches: int
     problems: Sequence[str]
+
+
+def latest_study(name: str | None) -> Path:
+    """The folder of a study; of the one whose runs changed last where none is named.
+
+    Args:
+        name: the study's, or None.
+
+    Raises:
+        InputError: there is no such study, or none at all.
+    """
+    there = [path for path in EXECUTED.glob("*") if path.is_dir()] if EXECUTED.is_dir() else []
+    if name is not None:
+        if not (EXECUTED / check_study_name(name)).is_dir():
+            known = suggest(name, sorted(path.name for path in there)) if there else "there are none yet"
+            raise InputError(f"study: {name!r}: there is no {EXECUTED / name}; {known}")
+        return EXECUTED / name
+    if not there:
+        raise InputError(f"study: there is nothing in {EXECUTED} yet; `vitfp8 run --preset digits` is a start")
+    return max(there, key=_changed)
+
+
+def _changed(folder: Path) -> float:
+    """When a study's journals or batches changed last."""
+    times = [folder.stat().st_mtime]
+    for path in [*folder.glob("*/journal.jsonl"), *folder.glob(_PATTERN)]:
+        with suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def study_progress(folder: Path) -> StudyProgress:
