@@ -91,6 +91,20 @@ def keep_freed_memory() -> None:
         library.mallopt(trim_threshold, 2**31 - 1)
 
 
+def who_multiplies(params: RunParams) -> tuple[str, str, str]:
+    """Where a run would train, who would multiply there (``native`` or ``emulated``), and why.
+
+    Args:
+        params: the parameters.
+
+    Raises:
+        InputError: the machine has no such device, or the parameters demand a backend that it has not.
+    """
+    device = resolve_device(params.device)
+    recipe, base = params.fp8_recipe, params.base_precision
+    return device.type, *choose_backend(params.precision, device, params.backend, recipe=recipe, base=base)
+
+
 def check_experiment(params: RunParams) -> None:
     """Refuse what cannot run, before anything starts: model, device, precision, data. Allocates and writes nothing.
 
@@ -100,8 +114,7 @@ def check_experiment(params: RunParams) -> None:
     Raises:
         InputError: one line with a way out.
     """
-    device = resolve_device(params.device)
-    choose_backend(params.precision, device, params.backend, recipe=params.fp8_recipe)
+    who_multiplies(params)
     check_model(params, DATASETS[params.dataset].classes or 10)
     check_dataset(dataset=params.dataset, data_dir=params.data_dir, download=params.download)
 

@@ -162,33 +162,23 @@ def _disk(runs: Sequence[RunParams], folder: Path) -> Finding:
 
 def _memory(runs: Sequence[RunParams]) -> Finding:
     """Memory of the processor against the largest run; a GPU's is known only when it is tried."""
+    from vitfp8.experiment import who_multiplies
+
     needed = max(memory_bytes(params) for params in runs)
     available = psutil.virtual_memory().available
     words = f"the largest run takes about {_size(needed)}, {_size(available)} are available"
-    if needed > available and _on_processor(runs[0]):
+    if needed > available and who_multiplies(runs[0])[0] == "cpu":
         return Finding("warning", "memory", f"{words}; close other programs, or set micro_batch_size")
     return Finding("ok", "memory", words)
 
 
-def _on_processor(params: RunParams) -> bool:
-    """Whether a run would train on the processor."""
-    from vitfp8.experiment import resolve_device
-
-    return resolve_device(params.device).type == "cpu"
-
-
 def _arithmetic(runs: Sequence[RunParams]) -> list[Finding]:
     """Who multiplies in each precision, and why."""
-    from vitfp8.experiment import resolve_device
-    from vitfp8.precision import choose_backend
+    from vitfp8.experiment import who_multiplies
 
     findings = []
-    for (precision, wanted, recipe, base, device), count in Counter(
-        (params.precision, params.backend, params.fp8_recipe, params.base_precision, params.device) for params in runs
-    ).items():
-        place = resolve_device(device)
-        backend, reason = choose_backend(precision, place, wanted, recipe=recipe, base=base)
-        words = f"{PRECISIONS[precision]} is {backend} on {place.type} ({reason}): {count} {'run' if count == 1 else 'runs'}"
+    for (precision, device, backend, reason), count in Counter((p.precision, *who_multiplies(p)) for p in runs).items():
+        words = f"{PRECISIONS[precision]} is {backend} on {device} ({reason}): {count} {'run' if count == 1 else 'runs'}"
         findings.append(Finding("ok" if backend == "native" else "note", "arithmetic", words))
     return findings
 

@@ -198,7 +198,7 @@ def _write_down(planned: PlannedRun, ended: Execution, timeout: float | None) ->
     """What only the runner knows of the end goes to the run log."""
     with suppress(OSError):  # a full disk must not end the batch: the record tells of the interruption by itself
         if ended.timed_out and not ended.kernel_died:
-            reason = f"stopped after {timeout:g} s (--timeout), checkpoint saved"
+            reason = f"stopped after {timeout:g} s (--timeout)"
             append_to_run_log(planned.output, {"time": now(), "event": "interrupted", "reason": reason})
         elif ended.error is not None and ended.signal is None:
             append_to_run_log(planned.output, {"time": now(), "event": "failed", "reason": ended.error})
