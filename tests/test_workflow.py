@@ -228,7 +228,7 @@ def test_a_place_that_cannot_be_written_is_refused(project: Path) -> None:
 
 def test_check_validates_files_and_machine(project: Path) -> None:
     done = vitfp8("check", "params/BaseFP32.yaml", "params/presets/smoke.yaml", "params/studies/paper.yaml", "--preset", "smoke")
-    assert len(done.stdout.splitlines()) == 3 and done.stdout.count("valid") == 3
+    assert done.stdout.count("parameters: params/") == 3 and done.stdout.count("valid") == 3
     (project / "params" / "BaseFP32.yaml").write_text("experiment: BaseFP32\n")
     assert "does not state" in vitfp8("check", "params/BaseFP32.yaml", check=2).stderr
     assert "no such file" in vitfp8("check", "params/none.yaml", check=2).stderr

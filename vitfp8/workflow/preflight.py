@@ -20,6 +20,7 @@ from vitfp8.monitor import read_heat
 from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
 from vitfp8.quantize_params import QuantizeParams, parameters_of
 from vitfp8.record import git_state, read_record
+from vitfp8.record.backups import backup_words
 from vitfp8.workflow.estimates import disk_bytes, memory_bytes
 from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file
 from vitfp8.workflow.plan import PlannedRun, layers_for
@@ -123,7 +124,7 @@ def examine_machine(runs: Sequence[RunParams], folder: Path = EXECUTED) -> list[
     findings = [_disk(runs, folder)]
     if runs:
         findings += [_memory(runs), *_arithmetic(runs)]
-    findings += [_power(), _heat(), _code()]
+    findings += [_power(), _heat(), _code(), *_backups(folder)]
     return findings
 
 
@@ -211,6 +212,12 @@ def _code() -> Finding:
     if state["dirty"]:
         return Finding("note", "code", f"commit {state['commit'][:10]} with uncommitted changes: the patch goes into each record")
     return Finding("ok", "code", f"commit {state['commit'][:10]}, clean")
+
+
+def _backups(folder: Path) -> list[Finding]:
+    """Whether the studies that are there are backed up."""
+    studies = sorted(path for path in folder.glob("*") if path.is_dir())
+    return [Finding("note", "backup", f"{study}: {backup_words(study)}") for study in studies]
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
