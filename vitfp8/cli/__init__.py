@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from vitfp8.cli.archive import backup, restore
 from vitfp8.cli.batch import run
 from vitfp8.cli.bench import bench
 from vitfp8.cli.machine import check, monitor
@@ -42,5 +43,5 @@ def main() -> None:
     """Train Vision Transformers in FP32, BF16, FP16 and FP8, as notebooks, and report what low precision costs."""
 
 
-for command in (run, check, runs, watch, report, monitor, bench):
+for command in (run, check, runs, watch, report, backup, restore, monitor, bench):
     main.add_command(command)
