@@ -50,7 +50,8 @@ def backup(source: Path, dest: Path | None, only_verify: bool, moved: bool) -> N
     for note in done.notes:
         click.echo(note)
     if done.kept_aside is not None:
-        click.echo(f"{done.aside} earlier versions of changed or deleted files are kept in {shown(done.kept_aside)}")
+        versions = "1 earlier version" if done.aside == 1 else f"{done.aside} earlier versions"
+        click.echo(f"{versions} of changed or deleted files kept in {shown(done.kept_aside)}")
     click.echo(
         f"{done.files} files, {size_words(done.size)}: {done.copied} copied and read back ({size_words(done.copied_size)}), "
         f"the others were there; {done.seconds:.1f} s"

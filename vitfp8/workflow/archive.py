@@ -204,8 +204,8 @@ class _Plan:
         return found is not None and entry.link is None and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns)
 
     def was_deleted(self, path: str) -> bool:
-        """Whether a file of the backup is no longer at the source; below a folder that cannot be read, nothing is."""
-        return path not in self.stats and not path.startswith(tuple(self.unreadable))
+        """Whether a file of the backup is no longer at the source; one that cannot be seen is not deleted."""
+        return path not in self.stats and path not in self.special and not path.startswith(tuple(self.unreadable))
 
 
 def _order(path: str) -> tuple[int, str]:

@@ -108,6 +108,8 @@ def _write_aside_manifest(aside: Path, old: Manifest | None, new: Manifest) -> i
     root = aside / FILES
     if not root.is_dir():
         return 0
+    for torn in aside.glob(f".{MANIFEST}.*.tmp"):  # of a command that was killed while it wrote the one below
+        torn.unlink()
     entries = {}
     for folder, _, names in os.walk(root):
         for name in names:
