@@ -535,6 +535,7 @@ def test_the_state_tells_place_date_and_changes_without_reading_the_backup(
     (source / "other-study").mkdir()
     (source / "other-study" / "a.ipynb").write_text("{}")
     assert backup_state(study).is_current and backup_state("executed").changed == 1
+    assert backup_state("executed/other-study").words == f"not backed up; `vitfp8 backup executed {place}` does it"
     rewrite(source / "smoke" / "BaseFP32-s0.ipynb", "{}")
     (source / "smoke" / "BaseFP32-s0").rename(source / "smoke" / "moved")
     state = backup_state(study)

@@ -13,19 +13,49 @@ import pytest
 import torch
 
 from tests.test_workflow import start, vitfp8, wait_for_epoch
-from vitfp8 import load_runs, read_record
+from vitfp8 import read_record
 from vitfp8.checkpoint import load_checkpoint, save_checkpoint
+from vitfp8.experiment import prepare_experiment
+from vitfp8.params import RunParams
 from vitfp8.record import RunJournal, RunRecord, backup_state
 from vitfp8.workflow.archive import backup
 from vitfp8.workflow.manifest import Store
+from vitfp8.workflow.plan import PlannedRun, plan_batch
 from vitfp8.workflow.restore import restore, verify
+from vitfp8.workflow.study import Study
 
-TRAIN = ("run", "BaseFP32", "--preset", "smoke", "-p", "epochs", "40", "-p", "checkpoint_minutes", "0.001")
+TRAIN = ("run", "BaseFP32", "--preset", "smoke", "-p", "epochs", "30")
 
 
-def weights(notebook: Path) -> dict[str, torch.Tensor]:
+def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The last weights of a run."""
-    return load_checkpoint(notebook.with_suffix("") / "checkpoints" / "last.pt")["model"]
+    return load_checkpoint(folder / "checkpoints" / "last.pt")["model"]
+
+
+def planned() -> PlannedRun:
+    """The run of `TRAIN`, as the command decides about it here."""
+    (run,) = plan_batch("smoke", Study(), experiments=["BaseFP32"], preset="smoke", assignments=[("epochs", "30")])
+    return run
+
+
+def train(folder: Path) -> tuple[RunRecord, dict[str, torch.Tensor]]:
+    """Begin or continue the same run in a run folder, to its end; its record and last weights."""
+    params = planned().params.model_copy(update={"run_folder": str(folder)})
+    assert isinstance(params, RunParams)
+    experiment = prepare_experiment(params)
+    with RunJournal(folder, experiment.record(), show=False) as journal:
+        record = experiment.run(journal)
+    return record, weights(folder)
+
+
+def assert_identical(
+    record: RunRecord, found: dict[str, torch.Tensor], undisturbed: RunRecord, expected: dict[str, torch.Tensor]
+) -> None:
+    """Digest, predictions and weights are those of the run that nobody disturbed."""
+    assert record.status == undisturbed.status == "completed" and undisturbed.deterministic["promised"]
+    assert record.deterministic["digest"] == undisturbed.deterministic["digest"]
+    assert record.predictions == undisturbed.predictions
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.e2e
@@ -41,37 +71,38 @@ def test_a_run_backed_up_while_it_trains_continues_elsewhere_to_the_same_bits(
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "the results are backed up on" in output and "changed since" in output, output
-    assert vitfp8("backup", "executed", str(disk / "interrupted")).returncode == 0
-    assert "executed" in vitfp8(*TRAIN).stdout
-    original, original_weights = read_record(run), weights(run)
-    assert original.status == "completed" and original.deterministic["promised"]
+    backup(Path("executed"), disk / "interrupted")
+    undisturbed, expected = train(disk / "undisturbed" / "BaseFP32-s0")
 
-    for name in ("live", "interrupted"):
-        elsewhere = tmp_path_factory.mktemp(name)
-        for folder in ("notebooks", "params"):
-            shutil.copytree(project / folder, elsewhere / folder)
-        monkeypatch.chdir(elsewhere)
-        vitfp8("restore", str(disk / name), "executed")
-        before = read_record(run)
-        assert before.status == "interrupted" and 0 < before.progress["epoch"] < 40
-        listed = json.loads(vitfp8("runs", "smoke", "--json").stdout)["runs"]
-        assert [row["status"] for row in listed] == ["interrupted"]
-        assert "not backed up; `vitfp8 backup executed PLACE` does it" in vitfp8(*TRAIN).stdout
-        after = read_record(run)
-        assert (run.with_suffix("") / "attempt-1.ipynb").exists(), "it continued, and did not begin anew"
-        assert after.status == "completed" and len(after.history) == 40
-        assert after.deterministic["digest"] == original.deterministic["digest"]
-        assert after.predictions == original.predictions
-        assert all(torch.equal(tensor, original_weights[key]) for key, tensor in weights(run).items())
+    restore(disk / "live", disk / "restored")
+    copy = disk / "restored" / "smoke" / "BaseFP32-s0"
+    before = read_record(copy.with_suffix(".ipynb"))
+    assert before.status == "interrupted" and 3 <= before.progress["epoch"] < 30
+    continued, found = train(copy)
+    assert continued.history[: len(before.history)] == before.history, "it continued, times and all"
+    assert_identical(continued, found, undisturbed, expected)
 
-    vitfp8("backup", "executed", str(disk / "finished"))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for folder in ("notebooks", "params"):
+        shutil.copytree(project / folder, elsewhere / folder)
+    monkeypatch.chdir(elsewhere)
+    restore(disk / "interrupted", Path("executed"))
+    before = read_record(run)
+    assert before.status == "interrupted" and 0 < before.progress["epoch"] < 30
+    assert "not backed up; `vitfp8 backup executed PLACE` does it" in vitfp8(*TRAIN).stdout
+    assert (run.with_suffix("") / "attempt-1.ipynb").exists(), "it continued, and did not begin anew"
+    assert len(read_record(run).history) == 30
+    assert_identical(read_record(run), weights(run.with_suffix("")), undisturbed, expected)
+
+    backup(Path("executed"), disk / "finished")
     restored = tmp_path_factory.mktemp("finished")
     monkeypatch.chdir(restored)
     for folder in ("notebooks", "params"):
         shutil.copytree(project / folder, restored / folder)
-    vitfp8("restore", str(disk / "finished"), "executed")
-    assert "completed, same parameters and code" in vitfp8(*TRAIN, "--dry-run").stdout
-    assert list(load_runs("executed/smoke")["status"]) == ["completed"]
+    restore(disk / "finished", Path("executed"))
+    assert planned().action == "keep"
+    listed = json.loads(vitfp8("runs", "smoke", "--json").stdout)["runs"]
+    assert [row["status"] for row in listed] == ["completed"]
 
 
 def test_checkpoints_that_are_rewritten_all_the_time_are_copied_with_their_digests(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ class BackupState:
 
     Attributes:
         source: the folder that a backup copies.
-        place: the backup; None: there is none.
-        time: when it was made, ISO 8601.
+        place: the backup, or one of the same source that holds nothing of the folder yet; None: there is none.
+        time: when it was made, ISO 8601; None: the folder is not backed up.
         changed: number of files that are new or have changed since.
     """
 
@@ -47,7 +47,7 @@ class BackupState:
     @property
     def is_current(self) -> bool:
         """Whether there is a backup and nothing has changed since."""
-        return self.place is not None and self.changed == 0
+        return self.time is not None and self.changed == 0
 
     @property
     def command(self) -> str:
@@ -57,7 +57,7 @@ class BackupState:
     @property
     def words(self) -> str:
         """The state as the end of a sentence that begins with "The results are"."""
-        if self.place is None or self.time is None:
+        if self.time is None or self.place is None:
             return f"not backed up; `{self.command}` does it"
         made = f"backed up on {self.time[:16].replace('T', ' ')} UTC to {shlex.quote(self.place)}"
         if self.changed == 0:
@@ -107,14 +107,18 @@ def backup_state(folder: str | Path) -> BackupState:
     """
     folder = Path(folder).absolute()
     now = {path: [stat.st_size, stat.st_mtime_ns] for path, stat in walk(folder)}
-    states = []
+    states: list[BackupState] = []
+    waiting: list[BackupState] = []
     for source in [folder, *folder.parents][:_LEVELS]:
         prefix = "" if source == folder else folder.relative_to(source).as_posix() + "/"
         for place, line in latest_backups(source).items():
             files = line["files_seen"]
             changed = sum(files.get(prefix + path) != seen for path, seen in now.items())
-            if changed < len(now):
-                states.append(BackupState(_shown(source), place, line["time"], changed))
+            holds_some = any(prefix + path in files for path in now)
+            state = BackupState(_shown(source), place, line["time"] if holds_some else None, changed)
+            (states if holds_some else waiting).append(state)
+    if not states and waiting:
+        return waiting[-1]
     if not states:
         # a study's neighbours are worth as much: what is proposed is the folder of all studies
         return BackupState(_shown(folder if folder.name == "executed" else folder.parent), changed=len(now))
