@@ -61,6 +61,7 @@ MAY_IMPORT = {
 
 TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.quantize_params", "vitfp8.record", "vitfp8.analysis",
               "vitfp8.workflow.plan", "vitfp8.workflow.runner", "vitfp8.workflow.report", "vitfp8.workflow.preflight",
+              "vitfp8.workflow.archive", "vitfp8.workflow.restore",
               "vitfp8.monitor",
               "vitfp8.cli")  # fmt: skip
 

@@ -220,3 +220,21 @@ def test_retention_keeps_every_nth_epoch_where_it_is_asked_for(prepared: Callabl
     run(experiment)
     names = {path.stem for path in (experiment.folder / "checkpoints").glob("epoch_*.pt")}
     assert names == {"epoch_2", "epoch_4"}
+
+
+def test_best_weights_of_another_moment_never_decide_a_test_accuracy(prepared: Callable[..., Experiment]) -> None:
+    experiment = prepared(epochs=3)
+    experiment.trainer.train_epoch()
+    experiment.trainer._close_epoch()
+    best = experiment.folder / "checkpoints" / "best.pt"
+    save_checkpoint({"epoch": 9, "model": experiment.model.state_dict()}, best)
+    with pytest.raises(CheckpointError, match="of another moment of this run"):
+        experiment.trainer.load_weights("best")
+
+
+def test_a_run_never_continues_on_another_data_set(prepared: Callable[..., Experiment]) -> None:
+    run(prepared(epochs=2))
+    again = prepared(epochs=2)
+    object.__setattr__(again.data, "digest", "another")
+    with pytest.raises(CheckpointError, match="was trained on another"):
+        again.trainer.resume()

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfp8.checkpoint import CheckpointError, first_sound, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
 from vitfp8.data import ImageData, TrainBatches, eval_batches
 from vitfp8.model import decay_groups
 from vitfp8.params import InputError, RunParams
@@ -441,9 +441,17 @@ class ViTTrainer:
 
         Args:
             name: ``best`` or ``epoch_<n>``.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or not the one that this training saved.
         """
         if self.folder is not None:
-            state = load_checkpoint(self.folder / "checkpoints" / f"{name}.pt", device=self.device)
+            path = self.folder / "checkpoints" / f"{name}.pt"
+            state = load_checkpoint(path, device=self.device)
+            if name in self.checkpoints and file_digest(path) != self.checkpoints[name]:
+                raise CheckpointError(
+                    f"{path}: is sound, but of another moment of this run; bring the right one back, or begin anew"
+                )
             self.model.load_state_dict(state["model"])
 
     def health_report(self) -> dict[str, Any]:

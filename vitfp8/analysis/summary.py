@@ -11,7 +11,7 @@ from vitfp8.analysis.escaping import one_line
 from vitfp8.analysis.metrics import Group, StudyResults
 from vitfp8.analysis.statistics import describe
 from vitfp8.analysis.tables import METRIC_ROWS, comparison, contrast_table, not_in_results, write_tables
-from vitfp8.record.backups import backup_words
+from vitfp8.record import backup_state
 
 
 def _group_summary(results: StudyResults, group: Group) -> dict[str, Any]:
@@ -87,8 +87,7 @@ def summary_text(results: StudyResults) -> str:
     remarks = [*left_out, *results.warnings()]
     if remarks:
         parts += ["Remarks", *(f"- {one_line(remark)}" for remark in remarks), ""]
-    if len(results.runs):
-        parts += [one_line(backup_words(Path(results.runs["path"].iloc[0]).parent)), ""]
+    parts += [f"The results are {one_line(backup_state(results.folder).words)}.", ""]
     return "\n".join(parts)
 
 

@@ -198,12 +198,12 @@ def _batch_table(batch: Batch, title: str) -> Any:
 
 
 def _print_summary(batch: Batch) -> None:
-    """The table at the end, also after Ctrl-C, and what to do next."""
-    console().print(_batch_table(batch, "summary"))
-    from vitfp8.record.backups import backup_words
+    """The table at the end, also after Ctrl-C, whether the results are backed up, and what to do next."""
+    from vitfp8.record import backup_state
 
+    console().print(_batch_table(batch, "summary"))
     study = batch.planned[0].output.parent.name
-    click.echo(backup_words(batch.planned[0].output.parent))
+    click.echo(f"the results are {backup_state(batch.planned[0].output.parent).words}")
     if any(result.status == "running" for result in batch.results.values()):
         click.echo(f"another command is still running a part of it; `vitfp8 watch {study}` shows how far it is.")
     if batch.signal is not None:

@@ -1,5 +1,6 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
+from vitfp8.record.backups import BackupState, backup_state
 from vitfp8.record.journal import RunJournal, is_live, is_locked, now, record_from_journal
 from vitfp8.record.provenance import code_digest, collect_provenance, git_state, processor_and_cores
 from vitfp8.record.reading import (
@@ -27,6 +28,7 @@ from vitfp8.record.source import best_weights, notebook_of, read_source, source_
 
 __all__ = [
     "RECORD_MIME",
+    "BackupState",
     "EpochRow",
     "Hardware",
     "LayerPrecision",
@@ -38,6 +40,7 @@ __all__ = [
     "RunRecord",
     "SensitivityRow",
     "append_to_run_log",
+    "backup_state",
     "best_weights",
     "code_digest",
     "collect_provenance",

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from vitfp8.catalog import catalogue_order
 from vitfp8.params import InputError
-from vitfp8.record.journal import is_live, record_from_journal
+from vitfp8.record.journal import JOURNAL, is_live, record_from_journal
 from vitfp8.record.schema import RECORD_MIME, RunRecord
 
 if TYPE_CHECKING:
@@ -123,8 +123,9 @@ def read_record(path: str | Path) -> RunRecord:
     if record is None:
         assert problem is not None
         raise problem
-    where = [folder] + ([Path(record.run_folder)] if record.run_folder else [])
-    if record.status == "running" and not any(is_live(place) for place in where):
+    # a run folder beside the notebook is the run's own; the one that the record names may be the original of a copied one
+    where = folder if (folder / JOURNAL).is_file() or not record.run_folder else Path(record.run_folder)
+    if record.status == "running" and not is_live(where):
         record.status, record.reason = "interrupted", record.reason or "no process holds the run's lock any more"
     for event in _run_log(path):
         if event.get("event") == "note":

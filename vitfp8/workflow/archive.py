@@ -1,301 +1,414 @@
-"""Archive: a checksum-verified copy of lab records and run folders, and its way back.
+"""Back up a folder of results: `backup` copies it, verified; `vitfp8.workflow.restore` checks it and copies it back.
 
-A backup is a folder with ``manifest.jsonl`` and the copies below ``files/``. Each copy is written aside, flushed, read back and
-compared before it gets its name and its line in the manifest; so a backup that was killed is sound, and the same command goes on.
-What has changed at the source replaces its copy, and the earlier copy is kept below ``superseded/``; what was deleted stays.
+What a backup looks like and why it is whole at every instant is said in `vitfp8.workflow.manifest`. The order of copying matters
+for a run that is being trained meanwhile: its record first, then the checkpoint that it resumes from, then the weights of its
+best epoch. So what is copied of it never claims more than its checkpoints hold, and continues like an interrupted run.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from vitfp8.params import InputError
-from vitfp8.record import is_live, is_locked, now
-from vitfp8.record.backups import LEDGER
-from vitfp8.workflow.files import sync_folder
-from vitfp8.workflow.plan import RUNNER_LOCK
+from vitfp8.record import is_live, now
+from vitfp8.record.backups import LEDGER, ledger_with, walk
+from vitfp8.record.journal import JOURNAL as RUN_JOURNAL
+from vitfp8.workflow.commit import commit, prune
+from vitfp8.workflow.copying import (
+    ArchiveError,
+    FileCopyError,
+    Watch,
+    check_apart,
+    check_room,
+    copy_verified,
+    destination_error,
+    make_folders,
+    on_disk,
+)
+from vitfp8.workflow.files import write_whole
+from vitfp8.workflow.manifest import LOCK, Entry, Manifest, Store, shown
 
-MANIFEST = "manifest.jsonl"
-FILES = "files"
-SUPERSEDED = "superseded"
+#: How often a file that is rewritten while it is copied is tried.
+_ATTEMPTS = 20
 
-#: First line of a manifest: tells a backup from any other folder.
-_HEADER = {"vitfp8_backup": 1}
-_PIECE = 1 << 20
+#: Seconds between two of them.
+_PAUSE = 0.1
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One file of a backup: its size in bytes, time of change at the source (ns), and SHA-256."""
-
-    size: int
-    mtime_ns: int
-    sha256: str
-
-
-@dataclass
-class Outcome:
-    """What a backup or restore did.
+@dataclass(kw_only=True)
+class BackupResult:
+    """What a backup did.
 
     Attributes:
-        copied: files copied now.
-        kept: files that were there already.
-        bytes: copied.
-        left_out: what was not copied, one line each with the reason.
+        files: files and links that it holds.
+        size: their bytes.
+        copied: files that were copied now, or by the interrupted backup that this one finished.
+        copied_size: their bytes.
+        kept_aside: where earlier versions are, in the backup; None when none had to be kept.
+        aside: number of earlier versions there.
+        links: links that were recorded and not followed: ``path -> target``.
+        live: run folders whose runs were training meanwhile.
+        problems: a line for each file that is not in the backup as it is at the source.
+        notes: lines that a reader should see.
+        seconds: how long it took.
     """
 
+    files: int = 0
+    size: int = 0
     copied: int = 0
-    kept: int = 0
-    bytes: int = 0
-    left_out: list[str] = field(default_factory=list)
+    copied_size: int = 0
+    kept_aside: Path | None = None
+    aside: int = 0
+    links: list[str] = field(default_factory=list)
+    live: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
-def back_up(source: Path, place: Path, *, on_file: Callable[[str], None] = lambda name: None) -> Outcome:
-    """Copy a folder of lab records, verified; killed at any moment, the same call goes on.
-
-    Runs that are executing, locks, temporary files and links are left out and named.
+def backup(
+    source: Path,
+    place: Path,
+    *,
+    moved: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> BackupResult:
+    """Copy a folder into a backup, or bring the backup up to date.
 
     Args:
-        source: e.g. ``executed``; only the ledger ``.backups.jsonl`` is written there.
-        place: an earlier backup, an empty folder, or one to be made.
-        on_file: called with each file's name before it is copied.
+        source: the folder.
+        place: the backup's folder; made when it is not there.
+        moved: whether the backup may be one of a folder that was elsewhere before.
+        stop: whether the user wants to stop; asked often.
+        progress: told bytes done, bytes in all (each byte is copied and read back) and the file's path.
 
     Raises:
-        InputError: a place that cannot be, or a disk too full; nothing has been written.
-        OSError: the disk failed or filled up meanwhile; what is in the backup is sound.
+        InputError: it cannot begin; nothing was written.
+        ArchiveError: it could not go on; the backup before is whole, and the same call continues.
+        StoppedError: `stop` said so; the same.
     """
+    begun = time.monotonic()
+    source, place = _checked_source(source), place.absolute()
+    check_apart(source, place)
+    store = Store(place)
+    work = _Plan(source, store, moved)
+    check_room(place, work.needed, work.spare)
+    if not work.stats:
+        raise InputError(f"{shown(source)}: holds no file; is its disk mounted? nothing was changed")
+    with _writing(place):
+        if store.decided.exists():
+            commit(store)
+        work = _Plan(source, store, moved)  # another command may have finished before the lock was ours
+        copying = _Copying(work, Watch(stop=stop), progress)
+        result = copying.run()
+        _write_ledger(place, copying.new, result)
+    result.seconds = time.monotonic() - begun
+    return result
+
+
+def _checked_source(source: Path) -> Path:
+    """The folder itself, links resolved."""
+    if not source.exists():
+        raise InputError(f"source: {shown(source)!r}: there is no such folder; `vitfp8 backup executed PLACE` copies all studies")
     if not source.is_dir():
-        raise InputError(f"{source}: there is no such folder; `vitfp8 backup executed PLACE` copies all studies")
-    here, there = source.resolve(), place.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise InputError(f"{place}: a backup cannot lie inside what it copies, nor around it; give a folder elsewhere")
-    manifest = _read_manifest(place) if place.exists() else {}
-    outcome, began = Outcome(), now()
-    waiting: list[tuple[str, Path]] = []
-    for name, path in _files_of(source, outcome.left_out):
-        known, state = manifest.get(name), path.stat()
-        if (
-            known is not None
-            and (known.size, known.mtime_ns) == (state.st_size, state.st_mtime_ns)
-            and (place / FILES / name).is_file()
-        ):
-            outcome.kept += 1
-        else:
-            waiting.append((name, path))
-    _check_room(there, sum(path.stat().st_size for _, path in waiting), place)
-    (place / FILES).mkdir(parents=True, exist_ok=True)
-    if not (place / MANIFEST).exists():
-        _append(place / MANIFEST, _HEADER)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for name, path in waiting:
-        on_file(name)
-        target = place / FILES / name
-        state = path.stat()
-        digest, size = _copy(path, target, keep=place / SUPERSEDED / stamp / name)
-        _append(place / MANIFEST, {"path": name, "size": size, "mtime_ns": state.st_mtime_ns, "sha256": digest})
-        outcome.copied += 1
-        outcome.bytes += size
-    _append(source / LEDGER, {"time": began, "place": str(there)})
-    return outcome
+        raise InputError(f"source: {shown(source)!r}: is no folder; give the folder that holds it")
+    return source.resolve()
 
 
-def verify_backup(place: Path) -> tuple[int, list[str]]:
-    """Read every file of a backup and compare it with its manifest; changes nothing.
-
-    Args:
-        place: the backup.
-
-    Returns:
-        How many files are sound, and one line for each that is missing, altered or not in the manifest.
-
-    Raises:
-        InputError: it is no backup.
-    """
-    manifest, problems, sound = _read_manifest(place), [], 0
-    for name, entry in manifest.items():
-        path = place / FILES / name
-        if not path.is_file():
-            problems.append(f"{path}: is missing")
-        elif _digest(path) != entry.sha256:
-            problems.append(f"{path}: is not what was copied (its SHA-256 differs)")
-        else:
-            sound += 1
-    for name, path in _files_of(place / FILES, []):
-        if name not in manifest:
-            problems.append(f"{path}: is not in the manifest")
-    return sound, problems
-
-
-def restore(place: Path, target: Path, *, on_file: Callable[[str], None] = lambda name: None) -> Outcome:
-    """Copy a backup back, verified; files that are there already and equal are kept.
-
-    Args:
-        place: the backup.
-        target: where to; made when it is not there.
-        on_file: called with each file's name before it is copied.
-
-    Raises:
-        InputError: it is no backup or a damaged one, the target holds other files of the same names, or the disk is too full;
-            nothing has been written.
-        OSError: the disk failed or filled up meanwhile; what is there is whole, and the same call goes on.
-    """
-    manifest = _read_manifest(place)
-    here, there = place.resolve(), target.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise InputError(f"{target}: cannot lie inside the backup, nor around it; give a folder elsewhere")
-    _, problems = verify_backup(place)
-    damaged = [problem for problem in problems if "not in the manifest" not in problem]
-    if damaged:
-        raise InputError(f"{damaged[0]}{f' (and {len(damaged) - 1} more)' if len(damaged) > 1 else ''}; take another backup")
-    outcome = Outcome()
-    waiting = []
-    for name, entry in manifest.items():
-        path = target / name
-        if not path.exists():
-            waiting.append((name, entry))
-        elif path.is_file() and path.stat().st_size == entry.size and _digest(path) == entry.sha256:
-            outcome.kept += 1
-        else:
-            raise InputError(f"{path}: is there and differs from the backup's; restore into another folder")
-    _check_room(there, sum(entry.size for _, entry in waiting), target)
-    for name, entry in waiting:
-        on_file(name)
-        _, size = _copy(place / FILES / name, target / name, mtime_ns=entry.mtime_ns)
-        outcome.copied += 1
-        outcome.bytes += size
-    return outcome
-
-
-def _files_of(folder: Path, left_out: list[str]) -> Iterator[tuple[str, Path]]:
-    """Names and paths of the files below a folder; links are not followed, runs that execute are passed over."""
-    live: set[Path] = set()
-    for root, folders, names in os.walk(folder):
-        here = Path(root)
-        for name in sorted(folders):
-            path = here / name
-            if path.is_symlink():
-                left_out.append(f"{path}: is a link")
-                folders.remove(name)
-            elif is_live(path) or is_locked(path / RUNNER_LOCK):
-                left_out.append(f"{path}: is running; back up again when it has ended")
-                live.add(path)
-                folders.remove(name)
-        folders.sort()
-        for name in sorted(names):
-            path = here / name
-            if name.endswith(".lock") or name in (LEDGER,) or (name.startswith(".") and name.endswith((".tmp", ".json"))):
-                continue
-            if path.with_suffix("") in live or here / name.removesuffix(".log.jsonl") in live:
-                continue
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                left_out.append(f"{path!r}: its name is no UTF-8")
-                continue
-            if path.is_symlink() or not path.is_file():
-                left_out.append(f"{path}: is a link or no plain file")
-                continue
-            yield path.relative_to(folder).as_posix(), path
-
-
-def _read_manifest(place: Path) -> dict[str, Entry]:
-    """The files of a backup; a torn last line (it was killed) is passed over. An empty folder is an empty backup."""
-    if not place.is_dir():
-        raise InputError(f"{place}: there is no such backup; give the folder that `vitfp8 backup` wrote")
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Hold the backup for this command; what the disk refuses becomes one line."""
     try:
-        lines = (place / MANIFEST).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        if any(place.iterdir()) and [path.name for path in place.iterdir()] != [FILES]:
-            raise InputError(f"{place}: is no backup of vitfp8 and is not empty; give another folder") from None
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{place / MANIFEST}: cannot be read ({error}); take another backup") from None
-    found: dict[str, Entry] = {}
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-            if number == 0 and row == _HEADER:
-                continue
-            name = row["path"]
-            parts = PurePosixPath(name).parts
-            if not parts or name.startswith("/") or ".." in parts or "\0" in name:
-                raise InputError(f"{place / MANIFEST}:{number + 1}: {name!r} leads out of the backup; do not use this backup")
-            found[name] = Entry(int(row["size"]), int(row["mtime_ns"]), str(row["sha256"]))
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError):
-            if number + 1 < len(lines):
-                raise InputError(f"{place / MANIFEST}:{number + 1}: is damaged; take another backup") from None
-    return found
-
-
-def _check_room(resolved: Path, needed: int, place: Path) -> None:
-    """Refuse a disk too full, or a place that cannot be written, before anything is written."""
-    existing = resolved
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{place}: {existing} cannot be written; check its permissions or give another folder")
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise InputError(f"{place}: {needed:,} bytes are needed and {free:,} are free; make room or give another disk")
-
-
-def _append(path: Path, row: Mapping[str, object]) -> None:
-    """Append a line and wait until it is on disk; a torn line before it is closed first."""
-    text = json.dumps(row, ensure_ascii=False) + "\n"
-    with path.open("ab") as file:
-        if file.tell():
-            with path.open("rb") as before:
-                before.seek(-1, os.SEEK_END)
-                torn = before.read(1) != b"\n"
-            if torn:
-                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _copy(source: Path, target: Path, *, keep: Path | None = None, mtime_ns: int | None = None) -> tuple[str, int]:
-    """Copy aside, read back, compare, move into place; what was there before goes to `keep`. Returns digest and bytes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):  # of a copy that was killed
-        left_over.unlink(missing_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    total, size = hashlib.sha256(), 0
+        place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{shown(place)}: another command is writing this backup; wait for it") from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown(place)}: cannot be written ({why}); check its permissions, or give another place") from None
     try:
-        with source.open("rb") as reading, aside.open("wb") as writing:
-            while piece := reading.read(_PIECE):
-                total.update(piece)
-                size += len(piece)
-                writing.write(piece)
-            writing.flush()
-            os.fsync(writing.fileno())
-            if hasattr(os, "posix_fadvise"):  # so that it is read back from the disk, not from memory
-                os.posix_fadvise(writing.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if _digest(aside) != total.hexdigest():
-            raise OSError(None, "what was written reads back differently: the disk is not sound", str(target))
-        state = source.stat()
-        os.utime(aside, ns=(state.st_atime_ns, state.st_mtime_ns if mtime_ns is None else mtime_ns))
-        if keep is not None and target.exists() and _digest(target) != total.hexdigest():
-            keep.parent.mkdir(parents=True, exist_ok=True)
-            target.rename(keep)
-        aside.replace(target)
-        sync_folder(target.parent)
+        yield
+    except OSError as error:
+        raise ArchiveError(f"{shown(error.filename or place)}: {error.strerror or error}") from None
     finally:
-        aside.unlink(missing_ok=True)
-    return total.hexdigest(), size
+        lock.release()
+
+
+class _Plan:
+    """What there is to do, by names, sizes and times; writes nothing.
+
+    Attributes:
+        stats: path → `os.lstat` of each file and link at the source.
+        known: path → entry that need not be copied, unless its file has changed by then.
+        staged: the part of `known` that an interrupted backup has copied.
+        to_copy: paths of files that must be copied, records first.
+        needed: bytes that this takes on the disk.
+        spare: bytes of unfinished copies that are replaced.
+    """
+
+    def __init__(self, source: Path, store: Store, moved: bool) -> None:
+        self.source, self.store = source, store
+        if not store.is_backup and not store.is_fresh:
+            raise InputError(
+                f"{shown(store.place)}: is not empty and no backup by vitfp8; give an empty folder, or one that is not there yet"
+            )
+        self.before = store.current()
+        unfinished = store.unfinished()
+        for earlier in (self.before, unfinished):
+            if earlier is not None and earlier.source != str(source) and not moved:
+                raise InputError(
+                    f"{shown(store.place)}: is the backup of {shown(earlier.source)}; give another place, or --moved if that "
+                    "folder is the one that you back up now"
+                )
+        self.unreadable: dict[str, str] = {}
+        self.special: list[str] = []
+        self.stats: dict[str, os.stat_result] = {}
+        for path, found in walk(source, self._cannot_read):
+            if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
+                self.stats[path] = found
+            else:
+                self.special.append(path)
+        self.known = {}
+        if (before := self.before) is not None:
+            unchanged = {path: entry for path, entry in before.entries.items() if self._is_unchanged(entry)}
+            self.known = {path: entry for path, entry in unchanged.items() if store.holds(before, entry)}
+        staged = unfinished.entries if unfinished is not None else {}
+        self.staged = {path: entry for path, entry in staged.items() if self._is_unchanged(entry) and path not in self.known}
+        self.known |= self.staged
+        links = [path for path, found in self.stats.items() if stat.S_ISLNK(found.st_mode)]
+        self.to_copy = sorted(self.stats.keys() - self.known.keys() - set(links), key=_order)
+        self.links = links
+        self.needed = sum(on_disk(self.stats[path].st_size) for path in self.to_copy) + 400 * len(self.stats)
+        replaced = [store.staged_files / path for path in self.to_copy if store.is_staged(path)]
+        self.spare = sum(path.stat().st_size for path in [*replaced, *store.incoming.glob("copying.tmp")])
+
+    def _cannot_read(self, error: OSError) -> None:
+        """Remember a folder that cannot be read."""
+        folder = Path(error.filename).relative_to(self.source).as_posix()
+        self.unreadable["" if folder == "." else f"{folder}/"] = error.strerror or str(error)
+
+    def _is_unchanged(self, entry: Entry) -> bool:
+        """Whether the source's file is the one that was copied, by size and time."""
+        found = self.stats.get(entry.path)
+        return found is not None and entry.link is None and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns)
+
+    def was_deleted(self, path: str) -> bool:
+        """Whether a file of the backup is no longer at the source; one that cannot be seen is not deleted."""
+        return path not in self.stats and path not in self.special and not path.startswith(tuple(self.unreadable))
+
+
+def _order(path: str) -> tuple[int, str]:
+    """Records first; then what a run resumes from; the other weights last, so that they are never older than what names them."""
+    name = path.rpartition("/")[2].removesuffix(".sha256")
+    if name.endswith((".ipynb", ".jsonl")):
+        return (0 if name.endswith(".ipynb") else 1), path
+    if not name.endswith(".pt"):
+        return 2, path
+    return (3 if name in ("last.pt", "previous.pt") else 4), path
+
+
+class _Copying:
+    """Copies what a plan says into ``incoming/`` and puts it in place."""
+
+    def __init__(self, plan: _Plan, watch: Watch, progress: Callable[[int, int, str], None]) -> None:
+        self.plan, self.store, self.watch = plan, plan.store, watch
+        self.total = 2 * sum(plan.stats[path].st_size for path in plan.to_copy)
+        self.done = 0
+        self.progress = progress
+        watch.progress = self._tell
+        self.result = BackupResult()
+        self.result.problems += [f"{shown(folder)}: cannot be read ({why})" for folder, why in plan.unreadable.items()]
+        self.result.notes += [f"{shown(path)}: is neither file nor link, and not copied" for path in plan.special]
+        self.new = Manifest(source=str(plan.source), started=now(), entries=dict(plan.known))
+        self.earlier = plan.before.entries if plan.before is not None else {}
+        self.incoming = set(plan.staged)
+        paths = (path for path in plan.stats if path.endswith("/" + RUN_JOURNAL))
+        self.run_folders = sorted({path.rpartition("/")[0] for path in paths})
+
+    def _tell(self, count: int, name: str) -> None:
+        """Pass progress on."""
+        self.done += count
+        self.progress(self.done, max(self.total, self.done), name)
+
+    def run(self) -> BackupResult:
+        """Copy, decide, put in place."""
+        plan, result = self.plan, self.result
+        result.live = [folder for folder in self.run_folders if is_live(plan.source / folder)]
+        self._note_links()
+        if plan.to_copy:
+            self._begin()
+        for unit in self._units():
+            self._copy_unit(unit)
+        for path, entry in self.earlier.items():
+            if path not in self.new.entries and not plan.was_deleted(path):
+                self.new.entries[path] = entry  # could not be copied now: the earlier version stays
+        result.files, result.size = len(self.new.entries), self.new.size
+        copied = [self.new.entries[path] for path in self.incoming]
+        result.copied, result.copied_size = len(copied), sum(entry.size for entry in copied)
+        if self._is_something_new():
+            prune(self.store, self.incoming)
+            self.store.incoming.mkdir(exist_ok=True)
+            self.new.aside = self._name_of_aside()
+            self.new.write(self.store.decided)
+            result.aside = commit(self.store)
+            if result.aside:
+                result.kept_aside = self.store.superseded / self.new.aside
+        else:
+            shutil.rmtree(self.store.incoming, ignore_errors=True)
+        return result
+
+    def _is_something_new(self) -> bool:
+        """Whether the manifest has to be written."""
+        before = self.plan.before
+        if before is None or before.damaged or before.source != self.new.source or self.result.copied:
+            return True
+        return before.entries != self.new.entries
+
+    def _name_of_aside(self) -> str:
+        """A folder of earlier versions that is not there yet."""
+        stamp = name = self.new.started[:19].replace("-", "").replace(":", "").replace("T", "-")
+        number = 1
+        while (self.store.superseded / name).exists():
+            number += 1
+            name = f"{stamp}-{number}"
+        return name
+
+    def _begin(self) -> None:
+        """Make ``incoming/``, and its journal anew with what an interrupted backup has copied."""
+        self.store.staged_files.mkdir(parents=True, exist_ok=True)
+        Manifest(source=self.new.source, started=self.new.started, entries=dict(self.plan.staged)).write(self.store.journal)
+
+    def _note_links(self) -> None:
+        """Record links; what they point to is elsewhere, or copied under its own name."""
+        for path in self.plan.links:
+            target = str((self.plan.source / path).readlink())
+            found = self.plan.stats[path]
+            self.new.entries[path] = Entry(path=path, size=found.st_size, mtime_ns=found.st_mtime_ns, link=target)
+            self.result.links.append(f"{shown(path)} -> {shown(target)}")
+
+    def _units(self) -> Iterator[list[str]]:
+        """What is copied together: a checkpoint and the file with its digest, else a single file."""
+        taken: set[str] = set()
+        for path in self.plan.to_copy:
+            content = path.removesuffix(".sha256")
+            note = content + ".sha256"
+            both = content in self.plan.stats and note in self.plan.stats
+            unit = [content, note] if both else [path]
+            if not taken & set(unit):
+                taken |= set(unit)
+                yield unit
+
+    def _copy_unit(self, unit: list[str]) -> None:
+        """Copy files that belong together; while their run trains, until they agree."""
+        for _ in range(_ATTEMPTS):
+            try:
+                complete = all(self._copy(path) for path in unit)
+            except FileCopyError as problem:
+                self._leave(unit)
+                self.result.problems.append(str(problem))
+                return
+            if complete and (len(unit) == 1 or self._agree(*unit) or not self._trains(unit[0])):
+                return
+            time.sleep(_PAUSE)
+        self._leave(unit)
+        self.result.problems.append(f"{shown(unit[0])}: is rewritten faster than it can be copied; back up again later")
+
+    def _leave(self, unit: list[str]) -> None:
+        """Let the backup keep what it had of some files."""
+        for path in unit:
+            self.new.entries.pop(path, None)
+            self.incoming.discard(path)
+            if path in self.earlier:
+                self.new.entries[path] = self.earlier[path]
+
+    def _trains(self, path: str) -> bool:
+        """Whether a file belongs to a run that trains now."""
+        for folder in self.run_folders:
+            if path.startswith(folder + "/") and is_live(self.plan.source / folder):
+                if folder not in self.result.live:
+                    self.result.live.append(folder)
+                return True
+        return False
+
+    def _agree(self, content: str, note: str) -> bool:
+        """Whether a copied checkpoint has the digest that the copied file beside it states."""
+        if content not in self.new.entries or note not in self.new.entries:
+            return True  # gone at the source meanwhile
+        waits = note in self.incoming
+        file = (self.store.staged_files if waits else self.store.files) / note
+        return file.read_text(errors="replace").split()[:1] == [self.new.entries[content].sha256]
+
+    def _copy(self, path: str) -> bool:
+        """Copy one file into ``incoming/``, unless it is there; False when it was rewritten meanwhile."""
+        source, entry, earlier = self.plan.source / path, self.new.entries.get(path), self.earlier.get(path)
+        try:
+            found = source.lstat()
+        except FileNotFoundError:
+            return self._forget(path)
+        if entry is not None and (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns):
+            return True
+        self.new.entries.pop(path, None)
+        # under a name that is never too long; a half-written file never stands under its own
+        aside = self.store.incoming / "copying.tmp"
+        try:
+            target = make_folders(self.store.staged_files, path)
+            copied = copy_verified(
+                source,
+                aside,
+                path,
+                self.watch,
+                prefix=earlier.size if earlier is not None and earlier.link is None else 0,
+                whole_lines=path.endswith(".jsonl") and self._trains(path),
+            )
+            if copied is None:
+                return False
+            aside.replace(target)
+        except OSError as error:
+            if not os.path.lexists(source):
+                return self._forget(path)
+            raise destination_error(error, self.store.place, path) from None
+        finally:
+            aside.unlink(missing_ok=True)
+        extends = earlier.sha256 if earlier is not None and earlier.sha256 == copied.prefix_sha256 != "" else None
+        entry = Entry(
+            path=path,
+            size=copied.size,
+            mtime_ns=copied.stat.st_mtime_ns,
+            sha256=copied.sha256,
+            mode=copied.stat.st_mode & 0o777,
+            extends=extends,
+        )
+        self.new.entries[path] = entry
+        self.incoming.add(path)
+        with self.store.journal.open("a", encoding="ascii") as journal:
+            journal.write(entry.to_line() + "\n")
+        return True
+
+    def _forget(self, path: str) -> bool:
+        """A file is gone since the folder was read: that is no problem."""
+        self.new.entries.pop(path, None)
+        self.incoming.discard(path)
+        self.plan.stats.pop(path, None)
+        return True
+
+
+def _write_ledger(place: Path, held: Manifest, result: BackupResult) -> None:
+    """Say beside the results that they are backed up; a source that cannot be written is no failure."""
+    ledger = Path(held.source) / LEDGER
+    seen = {path: [entry.size, entry.mtime_ns] for path, entry in held.entries.items()}
+    text = ledger_with(ledger.parent, place=str(place), time=held.started, files=result.files, size=result.size, seen=seen)
+    try:
+        write_whole(ledger, text)
+    except OSError as error:
+        result.notes.append(f"{shown(ledger)}: cannot be written ({error.strerror}): summaries will not know of this backup")

@@ -39,3 +39,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def size_words(count: float) -> str:
+    """Bytes, for a reader: ``12 bytes``, ``3.4 GB``.
+
+    Args:
+        count: bytes.
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

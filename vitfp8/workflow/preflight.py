@@ -19,9 +19,9 @@ from vitfp8.catalog import EXPERIMENTS, PRECISIONS
 from vitfp8.monitor import read_heat
 from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
 from vitfp8.quantize_params import QuantizeParams, parameters_of
-from vitfp8.record import git_state, read_record
-from vitfp8.record.backups import backup_words
+from vitfp8.record import backup_state, git_state, read_record
 from vitfp8.workflow.estimates import disk_bytes, memory_bytes
+from vitfp8.workflow.files import size_words
 from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file
 from vitfp8.workflow.plan import PlannedRun, layers_for
 from vitfp8.workflow.study import Study, parse_study
@@ -128,15 +128,6 @@ def examine_machine(runs: Sequence[RunParams], folder: Path = EXECUTED) -> list[
     return findings
 
 
-def _size(count: float) -> str:
-    """Bytes, for a reader."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def needed_disk(runs: Sequence[RunParams]) -> int:
     """Disk that runs need until all are done, in bytes: their checkpoints and records stay.
 
@@ -152,7 +143,8 @@ def _disk(runs: Sequence[RunParams], folder: Path) -> Finding:
     while not place.exists():
         place = place.parent
     free, needed = shutil.disk_usage(place).free, needed_disk(runs)
-    words = f"{len(runs)} {'run needs' if len(runs) == 1 else 'runs need'} {_size(needed)}, {_size(free)} are free in {folder}"
+    count = "1 run needs" if len(runs) == 1 else f"{len(runs)} runs need"
+    words = f"{count} {size_words(needed)}, {size_words(free)} are free in {folder}"
     if needed > free:
         kept = "; checkpoint_every: null keeps fewer checkpoints" if any(p.checkpoint_every is not None for p in runs) else ""
         return Finding("refusal", "disk", f"{words}; make room, work on another disk, or run fewer at once{kept}")
@@ -167,7 +159,7 @@ def _memory(runs: Sequence[RunParams]) -> Finding:
 
     needed = max(memory_bytes(params) for params in runs)
     available = psutil.virtual_memory().available
-    words = f"the largest run takes about {_size(needed)}, {_size(available)} are available"
+    words = f"the largest run takes about {size_words(needed)}, {size_words(available)} are available"
     if needed > available and who_multiplies(runs[0])[0] == "cpu":
         return Finding("warning", "memory", f"{words}; close other programs, or set micro_batch_size")
     return Finding("ok", "memory", words)
@@ -216,8 +208,11 @@ def _code() -> Finding:
 
 def _backups(folder: Path) -> list[Finding]:
     """Whether the studies that are there are backed up."""
-    studies = sorted(path for path in folder.glob("*") if path.is_dir())
-    return [Finding("note", "backup", f"{study}: {backup_words(study)}") for study in studies]
+    found = []
+    for study in sorted(path for path in folder.glob("*") if path.is_dir()):
+        state = backup_state(study)
+        found.append(Finding("ok" if state.is_current else "note", "backup", f"{study.name} is {state.words}"))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
