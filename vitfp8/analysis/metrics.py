@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of
+from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of, row_of
 from vitfp8.params import InputError, field_notes
 from vitfp8.record import RunRecord, load_history, load_records, load_runs
 
@@ -516,7 +516,7 @@ class _Styles:
 
     def take(self, experiment: str) -> Style:
         """The next style for an experiment."""
-        row = EXPERIMENTS.get(experiment)
+        row = row_of(experiment)
         first = self._taken[experiment] == 0
         self._taken[experiment] += 1
         if row is not None and first:
