@@ -42,7 +42,7 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
 ASSUMED: Mapping[str, str] = MappingProxyType(
     {
         "exp3_fp16_fixed": (
-            "That this folder is AugmFP16 is assumed: the FP8 test that followed it quantised AugmFP16. No file of the folder says "
+            "That this folder is AugmFP16 is assumed: the FP8 test that followed it quantised AugmFP16. No file of it says "
             "which augmentation it had. If it was basic augmentation without the bundle, import it with "
             "--as exp3_fp16_fixed=BaseFP16."
         ),
