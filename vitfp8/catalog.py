@@ -78,7 +78,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({row.name: row for row 
 ARCHIVED: Mapping[str, Experiment] = MappingProxyType(
     {
         "BaseFP16_OLD_ARCHIVE": Experiment(
-            name="BaseFP16_OLD_ARCHIVE", label="Old FP16 (Augm bundle, basic augm.)", precision="fp16", augmentation="basic",
+            name="BaseFP16_OLD_ARCHIVE", label="Old FP16 archive", precision="fp16", augmentation="basic",
             color="#8d6e63", linestyle=(0, (4, 1, 1, 1, 1, 1)), marker="h", hatch="/.",
         ),
     }
