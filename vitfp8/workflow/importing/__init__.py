@@ -96,12 +96,12 @@ def import_results(
 def _nothing(imports: Imports, source: Path) -> str:
     """Why there is nothing to import, on one line, with the way out."""
     where = f"SOURCE: {str(source)!r}"
-    if imports.left:
-        more = f" (and {len(imports.left) - 1} more)" if len(imports.left) > 1 else ""
-        return f"{where}: nothing can be imported: {imports.left[0]}{more}"
     inside = source / "results"
     if inside.is_dir() and experiment_folders(read_tree(inside)):
         return f"{where}: holds no experiment's folder; give {str(inside)!r}"
+    if imports.left:
+        more = f" (and {len(imports.left) - 1} more)" if len(imports.left) > 1 else ""
+        return f"{where}: nothing can be imported: {imports.left[0]}{more}"
     return (
         f"{where}: holds no experiment's folder; give the folder of results with checkpoints/<name>/ or "
         "<name>/{checkpoints,metrics}/ in it"

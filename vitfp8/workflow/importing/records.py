@@ -206,10 +206,10 @@ def portable(path: str) -> str:
 
 
 def _fingerprint(record: RunRecord) -> str:
-    """Digest of everything that was read, without the times and the place of the import: equal for equal imports."""
+    """Digest of what was read and what it became, without times, places and wording: equal for equal imports."""
     values = record.model_dump(mode="python")
     about = values.pop("provenance")["imported"]
-    values["notes"] = [note["text"] for note in values["notes"]]
+    del values["notes"]
     return digest_of([values, {key: about[key] for key in ("name", "layout", "files")}])
 
 
@@ -325,7 +325,8 @@ def _quantization(tree: SourceTree, folder: OldFolder, read: Mapping[str, Source
     known = folder.name in OLD_NAMES
     return RunRecord(
         kind="quantization", experiment="FP8Test", origin="imported", status="completed",
-        parameters={"experiment": "FP8Test"}, progress={}, model={"name": "vit_tiny_patch16_224"} if known else {},
+        parameters={"experiment": "FP8Test"}, progress={"epoch": 1, "epochs": 1, "unit": "measurement"},
+        model={"name": "vit_tiny_patch16_224"} if known else {},
         data={"name": "cifar10"} if known else {},
         source={"run": None, "experiment": "original_fp16", **source}, quantization=rows,
         notes=[{"time": now(), "text": text} for text in notes],

@@ -275,23 +275,23 @@ def _parse(text: str) -> Any:
 def _closed(text: str) -> str:
     """A JSON text that was cut off, up to its last complete value, with what is open closed."""
     closers: list[str] = []
-    kept, end, in_string, escaped = "", 0, False, False
+    end, in_string, escaped = 0, False, False
     for position, character in enumerate(text):
         if in_string:
             escaped, in_string = character == "\\" and not escaped, escaped or character != '"'
-            continue
-        if character == '"':
+        elif character == '"':
             in_string = True
         elif character in "[{":
             closers.append("]" if character == "[" else "}")
-            end, kept = position + 1, "".join(reversed(closers))
+            end = position + 1
         elif character in "]}":
-            if not closers or closers.pop() != character:
+            if closers[-1:] != [character]:
                 break
-            end, kept = position + 1, "".join(reversed(closers))
+            closers.pop()
+            end = position + 1
         elif character == ",":
-            end, kept = position, "".join(reversed(closers))
-    return text[:end] + kept
+            end = position
+    return text[:end] + "".join(reversed(closers))
 
 
 def kind_of_value(value: Any) -> str:
