@@ -74,6 +74,15 @@ _EXPERIMENTS = (
 #: Experiment name → its row, in the order of every table and figure.
 EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({row.name: row for row in _EXPERIMENTS})
 
+#: Experiments of which there are only records of an earlier project: they are labelled and drawn, and nothing runs them.
+ARCHIVED: Mapping[str, Experiment] = MappingProxyType(
+    {
+        "BaseFP16_OLD_ARCHIVE": Experiment(
+            name="BaseFP16_OLD_ARCHIVE", label="Old FP16 archive", precision="fp16", augmentation="basic",
+            color="#8d6e63", linestyle=(0, (4, 1, 1, 1, 1, 1)), marker="h", hatch="/.",
+        ),
+    }
+)  # fmt: skip
 
 #: The experiments that train a model.
 TRAININGS: Mapping[str, Experiment] = MappingProxyType(
@@ -204,8 +213,17 @@ def label_of(experiment: str) -> str:
     Args:
         experiment: an experiment's name, e.g. ``AugmFP16``.
     """
-    row = EXPERIMENTS.get(experiment)
+    row = row_of(experiment)
     return row.label if row else experiment
+
+
+def row_of(experiment: str) -> Experiment | None:
+    """The row of an experiment, archived ones included; None where the catalogue does not know it.
+
+    Args:
+        experiment: an experiment's name.
+    """
+    return EXPERIMENTS.get(experiment) or ARCHIVED.get(experiment)
 
 
 def catalogue_order(experiment: str) -> tuple[int, str]:
@@ -214,5 +232,5 @@ def catalogue_order(experiment: str) -> tuple[int, str]:
     Args:
         experiment: an experiment's name.
     """
-    names = list(EXPERIMENTS)
-    return (names.index(experiment), "") if experiment in EXPERIMENTS else (len(names), experiment)
+    names = [*EXPERIMENTS, *ARCHIVED]
+    return (names.index(experiment), "") if experiment in names else (len(names), experiment)

@@ -64,7 +64,7 @@ def test_groups_stand_in_the_catalogues_order_with_its_labels_and_styles(four: P
 def test_seeds_of_an_experiment_are_one_group(rich: Path) -> None:
     counts = {group.label: group.n for group in load_results(rich).groups}
     assert counts == {
-        "Baseline FP32": 3, "Augmented FP32": 3, "Baseline FP16": 2, "Augmented FP16": 3, "BaseFP16_OLD_ARCHIVE (imported)": 1,
+        "Baseline FP32": 3, "Augmented FP32": 3, "Baseline FP16": 2, "Augmented FP16": 3, "Old FP16 archive (imported)": 1,
     }  # fmt: skip
 
 

@@ -23,6 +23,9 @@ FALLBACK = "best_val_acc"
 
 ENDPOINTS = {PRIMARY: "test accuracy with the last weights", FALLBACK: "best validation accuracy"}
 
+#: The same of imported runs, which chose the best epoch on the test set.
+IMPORTED_ENDPOINTS = {FALLBACK: "best accuracy on the test set, which also chose the epoch"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
@@ -48,6 +51,12 @@ class Contrast:
     def label(self) -> str:
         """``first − second``."""
         return f"{self.first.label} − {self.second.label}"
+
+    @property
+    def endpoint_words(self) -> str:
+        """What is compared, in words."""
+        imported = IMPORTED_ENDPOINTS if self.first.imported else {}
+        return imported.get(self.endpoint, ENDPOINTS[self.endpoint])
 
     @property
     def conclusion(self) -> str:

@@ -169,7 +169,10 @@ def study_health(results: StudyResults) -> Figure | str:
     """
     sampled = _sampled(results)
     if not sampled:
-        return "No completed run of this study carries samples of numeric health: nothing is rounded in FP32."
+        return (
+            "No completed run of this study carries samples of numeric health: nothing is rounded in FP32, and imported runs "
+            "have none."
+        )
     with drawing():
         heights = [max(0.9, 0.075 * len(health["layers"])) for _, health in sampled]
         figure = new_figure(0.8 + sum(heights) + 0.3 * len(heights), alternative="numeric health of the layers over time")

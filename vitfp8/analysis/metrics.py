@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of
+from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of, row_of
 from vitfp8.params import InputError, field_notes
 from vitfp8.record import RunRecord, load_history, load_records, load_runs
 
@@ -35,6 +35,16 @@ MACHINE_KEYS = ("device", "threads", "deterministic", "micro_batch_size")
 
 #: What stands for the epochs of a run that trains nothing.
 MISSING_EPOCHS = "–"
+
+#: What "validation" is of an imported run; said wherever one of its accuracies stands.
+IMPORTED_VALIDATION = "Imported runs: “validation” is the test set, which also chose the best epoch"
+
+#: What else is different about imported runs, in sentences.
+IMPORTED_CAVEATS = (
+    f"{IMPORTED_VALIDATION}; their best accuracy is biased upwards, and is no validation or test accuracy of this project.",
+    "Imported runs took means of batch means, set no seed, and measured training accuracy while training, on augmented images; "
+    "those in FP16 were evaluated in FP32. Their notebooks say what is known and what is not.",
+)
 
 _IDENTITY_KEYS = ("experiment", "variant", "seed")
 
@@ -139,6 +149,11 @@ class Group:
     def emulated(self) -> bool:
         """Whether its times, memory and energy say nothing about the format."""
         return self.backend == "emulated"
+
+    @property
+    def imported(self) -> bool:
+        """Whether its runs come from an earlier project: what they call validation is not what it is here."""
+        return self.origin == "imported"
 
     @property
     def marked_label(self) -> str:
@@ -317,10 +332,17 @@ class StudyResults:
 
     @property
     def quantized(self) -> list[RunRecord]:
-        """The completed quantisations of the experiment itself, or where there are only variants, of the first of them."""
+        """The completed quantisations of the experiment itself, or where there are only variants, of the first of them.
+
+        Imported ones stand beside them, chosen in the same way.
+        """
         completed = [record for record in self.quantizations.values() if record.status == "completed" and record.quantization]
-        first = min((record.variant for record in completed), default="")
-        return [record for record in completed if record.variant == first]
+        chosen = []
+        for origin in ("run", "imported"):
+            here = [record for record in completed if record.origin == origin]
+            first = min((record.variant for record in here), default="")
+            chosen += [record for record in here if record.variant == first]
+        return chosen
 
     def count(self, status: str) -> int:
         """Number of runs with a status.
@@ -347,6 +369,11 @@ class StudyResults:
         there = {group.experiment for group in self.groups}
         return [name for name, row in EXPERIMENTS.items() if row.core and name not in there]
 
+    @property
+    def has_imported(self) -> bool:
+        """Whether any result comes from an earlier project."""
+        return any(group.imported for group in self.groups) or any(r.origin == "imported" for r in self.quantized)
+
     def mismatches(self) -> list[str]:
         """Sentences about parameters outside the design that differ, so that runs are not comparable; usually none."""
         groups = [group for group in self.groups if group.origin == "run"]
@@ -368,8 +395,9 @@ class StudyResults:
         machines = {group.machine for group in groups}
         if len(machines) > 1:
             said.append(f"The runs come from different machines ({'; '.join(sorted(machines))}): their times are not compared.")
-        if any(group.origin == "imported" for group in self.groups):
+        if self.has_imported:
             said.append("Imported runs stand beside those that were run here; they are never averaged or compared with them.")
+            said += IMPORTED_CAVEATS
         digests = {row for group in groups for row in finite_texts(group.runs.get("code_digest", []))}
         if len(digests) > 1:
             said.append(f"The runs were made by {len(digests)} versions of the code that decides numbers; see the provenance.")
@@ -516,7 +544,7 @@ class _Styles:
 
     def take(self, experiment: str) -> Style:
         """The next style for an experiment."""
-        row = EXPERIMENTS.get(experiment)
+        row = row_of(experiment)
         first = self._taken[experiment] == 0
         self._taken[experiment] += 1
         if row is not None and first:

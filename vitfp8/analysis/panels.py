@@ -18,6 +18,9 @@ from vitfp8.analysis.statistics import describe
 #: What a dagger means, in every legend that needs one.
 EMULATED = "† emulated arithmetic: shown, not to be compared"
 
+#: What "validation" is of imported runs, in every legend that needs it.
+IMPORTED = "imported: “validation” is the test set, which also chose the epoch"
+
 #: Columns that a training accuracy and loss are taken from, in order of preference: the clean subset in evaluation mode first.
 CLEAN_ACCURACY = ("clean_train_acc", "train_acc")
 CLEAN_LOSS = ("clean_train_loss", "train_loss")

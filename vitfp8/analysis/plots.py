@@ -7,7 +7,7 @@ line (their mean) and a band (least to greatest). Times, memory and energy of em
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vitfp8.analysis.panels import (
     CLEAN_ACCURACY,
     CLEAN_LOSS,
     EMULATED,
+    IMPORTED,
     LEGEND_LINE,
     Bars,
     accuracy_panels,
@@ -52,6 +53,11 @@ def _nothing_completed(results: StudyResults) -> str | None:
     return f"No run of this study has completed ({results.status_words()}), so that there is nothing to draw."
 
 
+def _imported_words(groups: Iterable[Group]) -> list[Line2D]:
+    """What "validation" is of imported runs, as a legend's entry; none where there are none."""
+    return [words(IMPORTED)] if any(group.imported for group in groups) else []
+
+
 def _panel_count(curves: Sequence[tuple[Group, Curve]]) -> int:
     """Two panels of accuracy where there are epochs enough to enlarge the last half."""
     return 2 if max(len(curve.epochs) for _, curve in curves) >= 8 else 1
@@ -70,7 +76,7 @@ def val_accuracy(results: StudyResults) -> Drawn:
         return "No completed run has a validation accuracy by epoch, so that there is no curve of it."
     figure = new_figure(2.95, alternative="validation accuracy by epoch")
     accuracy_panels(list(figure.subplots(1, _panel_count(curves), squeeze=False)[0]), curves)
-    legend_below(figure, [legend_entry(group) for group, _ in curves])
+    legend_below(figure, [*(legend_entry(group) for group, _ in curves), *_imported_words(group for group, _ in curves)])
     return figure
 
 
@@ -115,6 +121,7 @@ def train_val_gap(results: StudyResults) -> Drawn:
     ]
     if any(train.column != CLEAN_ACCURACY[0] for _, train, _ in found):
         handles.append(words("* on augmented images, while training"))
+    handles += _imported_words(group for group, _, _ in found)
     legend_below(figure, handles, columns=3 if len(handles) == 3 else 2)
     return figure
 
@@ -134,6 +141,7 @@ def losses(results: StudyResults) -> Drawn:
     handles = [legend_entry(group) for group in results.groups if group.curve("val_loss", *CLEAN_LOSS)]
     if any(curve.column == "train_loss" for curve in drawn):
         handles.append(words("where no clean training loss is recorded: as trained on"))
+    handles += _imported_words(results.groups)
     legend_below(figure, handles)
     return figure
 
@@ -165,8 +173,9 @@ def summary_bars(results: StudyResults) -> Drawn:
     figure = new_figure(1.0 + 0.42 * len(groups), alternative="best accuracy, generalisation gap and time")
     for index, (ax, bars) in enumerate(zip(figure.subplots(1, 3), _summary_bars(groups), strict=True)):
         bar_panel(ax, groups, bars, names=index == 0)
-    if any(group.emulated for group in groups):
-        legend_below(figure, [words(EMULATED)], columns=1)
+    handles = [*([words(EMULATED)] if any(group.emulated for group in groups) else []), *_imported_words(groups)]
+    if handles:
+        legend_below(figure, handles, columns=1)
     return figure
 
 
@@ -227,7 +236,7 @@ def one_page(results: StudyResults) -> Drawn:
         return missing
     groups = results.groups
     curves = [(group, curve) for group in groups if (curve := group.curve("val_acc"))]
-    handles = [legend_entry(group) for group in groups]
+    handles = [*(legend_entry(group) for group in groups), *_imported_words(groups)]
     bars_height = 0.9 + 0.3 * len(groups)
     heights = [2.4, 2.2 + LEGEND_LINE * legend_lines(handles), bars_height, bars_height + 0.2]
     figure = new_figure(sum(heights) + 0.3, alternative="the study on one page")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vitfp8.analysis.contrasts import ENDPOINTS, FALLBACK, PRIMARY, find_contrasts
+from vitfp8.analysis.contrasts import ENDPOINTS, FALLBACK, IMPORTED_ENDPOINTS, PRIMARY, find_contrasts
 from vitfp8.analysis.escaping import escape_markdown as md
-from vitfp8.analysis.metrics import Group, StudyResults, finite
+from vitfp8.analysis.metrics import IMPORTED_CAVEATS, Group, StudyResults, finite
 from vitfp8.analysis.statistics import (
     LEAST_SEEDS_FOR_A_TEST,
     binomial_standard_error,
@@ -86,8 +86,19 @@ def headline(results: StudyResults) -> str:
         known = [(group, words) for group in results.groups if group.origin == "run" and (words := mean_words(group, key))]
         if known:
             parts = [f"{md(group.label)} {words}" for group, words in known]
-            return f"{ENDPOINTS[key].capitalize()}: {listed(parts)}. {seeds_remark(results)}".strip()
-    return "No run that was executed here has a test or validation accuracy."
+            return (
+                f"{ENDPOINTS[key].capitalize()}: {listed(parts)}. {seeds_remark(results)} {_imported_headline(results)}".strip()
+            )
+    return f"No run that was executed here has a test or validation accuracy. {_imported_headline(results)}".strip()
+
+
+def _imported_headline(results: StudyResults) -> str:
+    """The best accuracies of imported runs, with what they are; empty where there are none."""
+    known = [(group, words) for group in results.groups if group.imported and (words := mean_words(group, FALLBACK))]
+    if not known:
+        return ""
+    parts = [f"{md(group.label)} {words}" for group, words in known]
+    return f"Imported from an earlier project, {IMPORTED_ENDPOINTS[FALLBACK]}: {listed(parts)}."
 
 
 def seeds_remark(results: StudyResults) -> str:
@@ -120,6 +131,14 @@ def _agreed(groups: Sequence[Group], key: str) -> str | None:
     return None if value == "None" else value
 
 
+#: How this project measures; said of runs that were executed here.
+_PROTOCOL = (
+    "Accuracy is correct images ÷ images, loss the mean over images. A validation split, the same for every seed, chooses "
+    "the best epoch; the test set is read once, at the end. The generalisation gap is the accuracy on a fixed clean subset "
+    "of the training images in evaluation mode, less that on the validation images."
+)
+
+
 def methods(results: StudyResults) -> str:
     """How the runs were made: data, model, training, arithmetic, machine; from the records' parameters.
 
@@ -137,13 +156,13 @@ def methods(results: StudyResults) -> str:
         sentences.append(f"Augmentation is {'; '.join(known)}.")
     if any(group.experiment.startswith("Augm") for group in groups):
         sentences.append(f"“Augm” is a bundle: {AUGM_BUNDLE} change together, and their effects cannot be told apart here.")
-    sentences.append(
-        "Accuracy is correct images ÷ images, loss the mean over images. A validation split, the same for every seed, chooses "
-        "the best epoch; the test set is read once, at the end. The generalisation gap is the accuracy on a fixed clean subset "
-        "of the training images in evaluation mode, less that on the validation images."
-    )
-    machines = sorted({group.machine for group in groups})
-    sentences.append(f"The runs were executed on {md(listed(machines))}.")
+    if not groups[0].imported:
+        sentences.append(_PROTOCOL)
+    if results.has_imported:
+        sentences += IMPORTED_CAVEATS
+    machines = sorted({group.machine for group in groups if not group.imported})
+    if machines:
+        sentences.append(f"The runs were executed on {md(listed(machines))}.")
     return " ".join(sentence for sentence in sentences if sentence) + "\n\n" + arithmetic(results)
 
 
@@ -237,12 +256,16 @@ def outcomes(results: StudyResults) -> str:
 def _outcome(results: StudyResults, group: Group) -> str:
     """What came out of one group."""
     parts = []
-    for key, words in (("test_acc", "test accuracy"), ("best_val_acc", "best validation accuracy")):
+    best = IMPORTED_ENDPOINTS[FALLBACK] if group.imported else ENDPOINTS[FALLBACK]
+    for key, words in (("test_acc", "test accuracy"), (FALLBACK, best)):
         if shown := mean_words(group, key):
             parts.append(f"{words} {shown}")
     gap = describe(group.values("generalization_gap"))
     if gap is not None:
-        parts.append(f"generalisation gap {number(gap.mean, 100)} points")
+        parts.append(
+            f"{'gap to the training accuracy while training' if group.imported else 'generalisation gap'} "
+            f"{number(gap.mean, 100)} points"
+        )
     if diverged := diverged_beside(results, group):
         parts.append(f"{diverged} more {'run' if diverged == 1 else 'runs'} diverged")
     return (", ".join(parts) if parts else "no accuracy is recorded") + "."
@@ -262,8 +285,7 @@ def comparisons(results: StudyResults) -> str:
         if chosen:
             lines += ["", heading, ""]
             lines += [
-                f"- {md(c.first.label)} against {md(c.second.label)}, {ENDPOINTS[c.endpoint]}: {md(c.conclusion)}."
-                for c in chosen
+                f"- {md(c.first.label)} against {md(c.second.label)}, {c.endpoint_words}: {md(c.conclusion)}." for c in chosen
             ]
     if not contrasts:
         lines.append("No two experiments of this study can be compared: that takes completed runs of both with the same seeds.")
@@ -283,9 +305,9 @@ def curve_remark(results: StudyResults) -> str:
         best, final, epochs = (describe(group.values(key)) for key in ("best_val_acc", "final_val_acc", "best_epoch"))
         if best and final and epochs:
             when = number(epochs.mean, 1, 0 if epochs.n == 1 else 1)
+            accuracy = "best accuracy on the test set" if group.imported else "best validation accuracy"
             parts.append(
-                f"{md(group.label)} has its best validation accuracy ({percent(best.mean)}) in epoch {when} and ends at "
-                f"{percent(final.mean)}"
+                f"{md(group.label)} has its {accuracy} ({percent(best.mean)}) in epoch {when} and ends at {percent(final.mean)}"
             )
     if not parts:
         return ""

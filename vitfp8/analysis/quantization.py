@@ -31,6 +31,7 @@ _LOOKS: Mapping[str, tuple[str, str, str]] = {
 }
 #: Format that is no 8-bit format: it is marked wherever it stands.
 _PUBLISHED = "int_240"
+_IMPORTED_LOOK = ("imported, as an earlier project had it", "#525252", "h")
 _PUBLISHED_LOOK = ("integers up to ±240, as published (9 bits)", "#7f3c8d", "*")
 
 #: Below this p a test says that two models differ, by convention.
@@ -44,12 +45,19 @@ class Way:
     Attributes:
         format, granularity, operands: see `vitfp8.record.QuantizationRow`.
         rows: one a run.
+        imported: whether they come from an earlier project; such rows are never averaged with others.
     """
 
     format: str
     granularity: str
     operands: str
     rows: Sequence[QuantizationRow]
+    imported: bool = False
+
+    @property
+    def label(self) -> str:
+        """What figures and tables call its format."""
+        return format_label(self.format) + (" (imported)" if self.imported else "")
 
     def values(self, key: str) -> list[float]:
         """The finite values of a field, a run each.
@@ -71,6 +79,8 @@ class Way:
     @property
     def look(self) -> tuple[str, str, str]:
         """Label, colour and marker of its granularity, or of the published rounding."""
+        if self.imported:
+            return _IMPORTED_LOOK
         if self.format == _PUBLISHED:
             return _PUBLISHED_LOOK
         return _LOOKS.get(self.granularity, (self.granularity, "#525252", "v"))
@@ -82,19 +92,23 @@ def ways(records: Sequence[RunRecord]) -> list[Way]:
     Args:
         records: of completed quantisations.
     """
-    found: dict[tuple[str, str, str], list[QuantizationRow]] = {}
+    found: dict[tuple[str, str, str, bool], list[QuantizationRow]] = {}
     for record in records:
         for row in record.quantization:
-            found.setdefault((row.format, row.granularity, row.operands), []).append(row)
+            found.setdefault((row.format, row.granularity, row.operands, record.origin == "imported"), []).append(row)
     orders = [list(QUANTIZED_FORMATS), list(QUANTIZED_GRANULARITIES), list(QUANTIZED_OPERANDS)]
 
-    def order(key: tuple[str, str, str]) -> tuple[int, ...]:
-        return tuple(
+    def order(key: tuple[str, str, str, bool]) -> tuple[int, ...]:
+        places = (
             names.index(value) if value in names else len(names)
             for names, value in zip((orders[2], orders[0], orders[1]), (key[2], key[0], key[1]), strict=True)
         )
+        return (int(key[3]), *places)
 
-    return [Way(format=f, granularity=g, operands=o, rows=found[f, g, o]) for f, g, o in sorted(found, key=order)]
+    return [
+        Way(format=key[0], granularity=key[1], operands=key[2], rows=found[key], imported=key[3])
+        for key in sorted(found, key=order)
+    ]
 
 
 def format_label(name: str) -> str:
@@ -155,28 +169,38 @@ def quantization_table(records: Sequence[RunRecord], stem: str = "quantization")
         share = MISSING if own is None or not source else f"{number(own, 1e-6, 3)} ({number(own / source, 100, 0)} %)"
         granularity = MISSING if way.format == _PUBLISHED else way.granularity
         rows.append([
-            format_label(way.format), granularity, QUANTIZED_OPERANDS.get(way.operands, way.operands),
+            way.label, granularity, QUANTIZED_OPERANDS.get(way.operands, way.operands),
             _spread(way, "test_acc", 100, 2), _spread(way, "accuracy_difference", 100, 2), _test_cell(way),
             number(way.mean("changed_predictions"), 100, 2), _decibels(way), number(way.mean("logit_cosine"), 1, 4), share,
             _export_cell(way),
         ])  # fmt: skip
     for record in records:
         for measured in record.quantization:
-            identity = {"run": record.run_name, "seed": record.seed, "source_test_acc": record.source.get("test_acc")}
+            identity = {
+                "run": record.run_name,
+                "origin": record.origin,
+                "seed": record.seed,
+                "source_test_acc": record.source.get("test_acc"),
+            }
             values.append(identity | measured.model_dump(exclude={"predictions", "export"}))
     notes = []
-    if rows:
-        sources = _source_words(records)
+    fresh = [record for record in records if record.origin != "imported"]
+    if len(fresh) < len(records):
+        words = _source_words([record for record in records if record.origin == "imported"])
+        notes.append(
+            f"Imported: from the files of an earlier project, differences to {words}, on the test set that also chose the best "
+            "epoch; never averaged with others."
+        )
+    if fresh:
+        sources = _source_words(fresh)
         notes.append(f"Differences in points to the source on the same test images ({sources}). p: McNemar's exact test.")
-        if len(records) > 1:
-            notes.append(f"Means over {len(records)} runs, ± is the standard deviation; McNemar's test is made for each run.")
+        if len(fresh) > 1:
+            notes.append(f"Means over {len(fresh)} runs, ± is the standard deviation; McNemar's test is made for each run.")
         notes.append(
             "Scales of activations are calibrated on training images; those of MX blocks are computed as the block comes."
         )
-        if any(way.format == _PUBLISHED for way in ways(records)):
-            notes.append(
-                "INT ±240: weights rounded to whole numbers up to ±240 under one scale, as a published study did; 9 bits."
-            )
+    if any(way.format == _PUBLISHED for way in ways(records)):
+        notes.append("INT ±240: weights rounded to whole numbers up to ±240 under one scale, as a published study did; 9 bits.")
     columns = ["Format", "Scales", "Quantised", "Test acc. (%)", "Diff.", "p", "Changed (%)", "SQNR (dB)", "Cosine",
                "Weights (MB)", "File (MB)"]  # fmt: skip
     return ReportTable(stem=stem, columns=columns, rows=rows, notes=notes, values=pd.DataFrame(values))
@@ -220,7 +244,7 @@ def difference_figure(records: Sequence[RunRecord]) -> Figure:
         for ax, name in zip(panels, operands, strict=True):
             here = [way for way in found if way.operands == name]
             for way in here:
-                _dots(ax, way, formats.index(way.format), [w.granularity for w in here if w.format == way.format])
+                _dots(ax, way, formats.index(way.format), [w.look for w in here if w.format == way.format])
             ax.axvline(0, color="#333333", linewidth=0.9)
             ax.set_title(plot_label(QUANTIZED_OPERANDS[name]))
             ax.set_xlabel("Difference to the source (points)")
@@ -237,13 +261,13 @@ def difference_figure(records: Sequence[RunRecord]) -> Figure:
     return figure
 
 
-def _dots(ax: Any, way: Way, position: int, beside: Sequence[str]) -> None:
+def _dots(ax: Any, way: Way, position: int, beside: Sequence[tuple[str, str, str]]) -> None:
     """The mean of one way to quantise, and its runs where there are several."""
     _, color, marker = way.look
     values = [100 * value for value in way.values("accuracy_difference")]
     if not values:
         return
-    place = position + 0.22 * (beside.index(way.granularity) - (len(beside) - 1) / 2)
+    place = position + 0.22 * (beside.index(way.look) - (len(beside) - 1) / 2)
     mean = statistics.fmean(values)
     ax.plot([0, mean], [place, place], color=color, linewidth=0.9, alpha=0.6)
     ax.plot([mean], [place], marker=marker, color=color, markersize=9 if marker == "*" else 5.5, linestyle="")
@@ -297,6 +321,7 @@ def quantization_remark(records: Sequence[RunRecord]) -> str:
     Args:
         records: of completed quantisations.
     """
+    records = [record for record in records if record.origin != "imported"]
     known = [(way, value) for way in ways(records) if (value := way.mean("accuracy_difference")) is not None]
     eight_bits = [(way, value) for way, value in known if way.format != _PUBLISHED]
     if not eight_bits:

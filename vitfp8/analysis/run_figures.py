@@ -14,17 +14,18 @@ from vitfp8.analysis.metrics import finite
 from vitfp8.analysis.panels import epoch_axis, legend_below
 
 
-def run_curves(history: Sequence[dict[str, Any]]) -> Figure:
+def run_curves(history: Sequence[dict[str, Any]], *, validation: str = "validation") -> Figure:
     """Loss, accuracy and learning rate of one run by epoch.
 
     Args:
         history: a row an epoch, with the columns of `vitfp8.record.EpochRow`.
+        validation: what the images of ``val_loss`` and ``val_acc`` are, for the legend.
     """
     panels = (
         ("Loss (nats an image)", (("train_loss", "training, as trained"), ("clean_train_loss", "training, clean"),
-                                  ("val_loss", "validation"))),
+                                  ("val_loss", validation))),
         ("Accuracy (%)", (("train_acc", "training, as trained"), ("clean_train_acc", "training, clean"),
-                          ("val_acc", "validation"))),
+                          ("val_acc", validation))),
         ("Learning rate", (("learning_rate", "learning rate"),)),
     )  # fmt: skip
     looks: Any = (("#888888", ":", "x"), ("#333333", "--", "s"), ("#0072b2", "-", "o"))

@@ -10,16 +10,16 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from vitfp8.analysis.contrasts import ENDPOINTS, find_contrasts
+from vitfp8.analysis.contrasts import ENDPOINTS, Contrast, find_contrasts
 from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, one_line
-from vitfp8.analysis.metrics import Group, StudyResults, finite
+from vitfp8.analysis.metrics import IMPORTED_VALIDATION, Group, StudyResults, finite
 from vitfp8.analysis.statistics import LEAST_SEEDS_FOR_A_TEST, describe
 from vitfp8.catalog import AUGM_BUNDLE, EXPERIMENTS, PRECISIONS
 
@@ -287,6 +287,10 @@ def comparison(results: StudyResults, groups: Sequence[Group] | None = None, ste
         notes.insert(0, "± is the standard deviation over n runs with different seeds.")
     elif groups:
         notes.insert(0, "One run per cell: these numbers have no spread, and differences between them may be chance.")
+    if any(group.imported for group in groups):
+        notes.append(
+            f"{IMPORTED_VALIDATION}; their training accuracy, and so the gap, is that while training, on augmented images."
+        )
     if any(group.emulated for group in groups):
         notes.append("† emulated arithmetic: times, memory and energy are shown, and are not to be compared.")
     values = [
@@ -342,13 +346,20 @@ def contrast_table(results: StudyResults) -> ReportTable:
             "difference_mean": sample.mean, "difference_sd": sample.sd, "ci_low": sample.low, "ci_high": sample.high,
             "sign_flip_p": paired.p if tested else None, "holm_p": contrast.adjusted_p, "least_p": paired.least_p,
         })  # fmt: skip
-    used = {contrast.endpoint for contrast in contrasts}
-    endpoints = " or, where it is not known, ".join(words for key, words in ENDPOINTS.items() if key in used)
-    notes = [f"Differences of {endpoints}, in points."] if contrasts else []
+    endpoints = " or, where it is not known, ".join(_endpoints(contrast for contrast in contrasts if not contrast.first.imported))
+    imported = " or ".join(_endpoints(contrast for contrast in contrasts if contrast.first.imported))
+    notes = [f"Differences of {endpoints}, in points."] if endpoints else []
+    notes += [f"Imported runs, among themselves: differences of {imported}, in points."] if imported else []
     if any(contrast.factor == "Augm" for contrast in contrasts):
         notes.append(f"“Augm” is a bundle: {AUGM_BUNDLE} change together.")
     columns = ["Contrast", "Factor", "n", "Mean", "95 % interval", "p", "p (Holm)"]
     return ReportTable(stem="contrasts", columns=columns, rows=rows, notes=notes, values=pd.DataFrame(values))
+
+
+def _endpoints(contrasts: Iterable[Contrast]) -> list[str]:
+    """What some contrasts compare, in words, the primary endpoint first."""
+    used = {contrast.endpoint: contrast.endpoint_words for contrast in contrasts}
+    return [used[key] for key in ENDPOINTS if key in used]
 
 
 def not_in_results(results: StudyResults) -> ReportTable:

@@ -14,6 +14,7 @@ import click
 from vitfp8.cli.archive import backup, restore
 from vitfp8.cli.batch import run
 from vitfp8.cli.bench import bench
+from vitfp8.cli.importing import import_command
 from vitfp8.cli.machine import check, monitor
 from vitfp8.cli.records import runs
 from vitfp8.cli.report import report
@@ -43,5 +44,5 @@ def main() -> None:
     """Train Vision Transformers in FP32, BF16, FP16 and FP8, as notebooks, and report what low precision costs."""
 
 
-for command in (run, check, runs, watch, report, backup, restore, monitor, bench):
+for command in (run, check, runs, watch, report, backup, restore, import_command, monitor, bench):
     main.add_command(command)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from vitfp8.cli.tables import console, record_cells
+
+if TYPE_CHECKING:
+    from vitfp8.record import RunRecord
 
 
 @click.command()
@@ -33,6 +38,7 @@ def runs(study: str | None, as_json: bool) -> None:
                 "study": name,
                 "run": path.stem,
                 "status": record.status,
+                "origin": record.origin,
                 "reason": record.reason,
                 "progress": record.progress,
                 "metrics": record.metrics.model_dump(),
@@ -51,7 +57,15 @@ def runs(study: str | None, as_json: bool) -> None:
     for column in ("study", "run", "status", "epoch", "validation", "test", "time", "note"):
         table.add_column(column, overflow="fold")
     for name, path, record in rows:
-        table.add_row(name, path.stem, record.status, *record_cells(record), record.reason or "")
+        table.add_row(name, path.stem, record.status, *record_cells(record), _note(record))
     console().print(table)
+    if any(record.origin == "imported" for _, _, record in rows):
+        click.echo("imported: what stands as validation is the test set, which also chose the best epoch")
     for problem in problems:
         click.echo(f"vitfp8: {problem}", err=True)
+
+
+def _note(record: RunRecord) -> str:
+    """What the table says of a run beside its figures."""
+    parts = ["imported" if record.origin == "imported" else "", record.reason or ""]
+    return ": ".join(part for part in parts if part)

@@ -71,6 +71,8 @@ def read_source(place: str | Path, *, experiment: str, seed: int | None, command
         if notebook.exists():
             raise InputError(f"source_run: {error}") from None
         raise InputError(f"{where}: there is no such run of {experiment}; run it first: {command}") from None
+    if record.origin == "imported":
+        raise InputError(f"{where}: is imported from an earlier project, whose weights are not loaded; run it here: {command}")
     if record.kind != "run" or record.experiment != experiment:
         raise InputError(f"{where}: is a run of {record.experiment}, not of {experiment}; change source_experiment or source_run")
     if seed is not None and record.seed != seed:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,9 +25,7 @@ from vitfp8.record import (
 )
 from vitfp8.workflow.execution import Execution, Signals, execute, listening
 from vitfp8.workflow.plan import RUNNER_LOCK, PlannedRun, kind_of
-
-#: Folder inside a study's for lab records that a repeated run replaced; nothing is deleted.
-SUPERSEDED = "superseded"
+from vitfp8.workflow.superseded import move_aside
 
 #: Seconds that a kernel without its runner has to notice and end; it usually takes two.
 ORPHAN_SECONDS = 15.0
@@ -180,7 +177,7 @@ def _execute_locked(
     if signals.received is not None:
         return _result(planned, status="interrupted", note="stopped before it began"), False
     if planned.action == "replace":
-        _move_aside(planned)
+        move_aside(planned.output)
     _begin(planned)
     ended = execute(
         planned.notebook,
@@ -218,22 +215,6 @@ def _lock(planned: PlannedRun) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-def _move_aside(planned: PlannedRun) -> None:
-    """Move a lab record, its run log and what is in its run folder into ``superseded/``; nothing is deleted."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{planned.output.stem}@{stamp}"
-    place = planned.output.parent / SUPERSEDED
-    place.mkdir(parents=True, exist_ok=True)
-    for path in (planned.output, planned.output.with_name(planned.output.stem + ".log.jsonl")):
-        if path.exists():
-            path.rename(place / (name + path.name.removeprefix(planned.output.stem)))
-    content = [path for path in planned.folder.iterdir() if path.name != RUNNER_LOCK]  # the lock stays with whoever holds it
-    if content:
-        (place / name).mkdir()
-        for path in content:
-            path.rename(place / name / path.name)
 
 
 def _begin(planned: PlannedRun) -> None:

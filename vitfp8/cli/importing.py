@@ -1,0 +1,70 @@
+"""``vitfp8 import``: results of an earlier project become records beside those that were run here."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from vitfp8.cli.tables import console
+
+if TYPE_CHECKING:
+    from vitfp8.workflow.importing import ImportResult
+
+
+@click.command(name="import")
+@click.argument("source", metavar="SOURCE")
+@click.option(
+    "--study", default="imported", show_default=True, metavar="NAME", help="Study that gets the records: the folder in executed/."
+)
+@click.option(
+    "--as", "renaming", multiple=True, metavar="OLD=NEW",
+    help="Which experiment a folder is: my_run=BaseFP32, or my_run=BaseFP32~second beside another one.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Move imports aside that are there already and differ.")
+@click.option("--dry-run", is_flag=True, help="Say what would be imported; write nothing.")
+def import_command(source: str, study: str, renaming: tuple[str, ...], force: bool, dry_run: bool) -> None:
+    """Import the results tree of an earlier project.
+
+    SOURCE holds checkpoints/NAME/ or NAME/{checkpoints,metrics}/. It is read and never changed; no file of it is executed.
+    """
+    from vitfp8.workflow.importing import import_results
+
+    result = import_results(source, study=study, renaming=renaming, force=force, dry_run=dry_run)
+    _print(result, dry_run)
+    sys.exit(1 if result.failed else 0)
+
+
+def _print(result: ImportResult, dry_run: bool) -> None:
+    """A row a run, then what is wrong or left, a line each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from vitfp8.workflow.importing.source import shown
+
+    words = {"keep": "already imported", "import": "would be imported" if dry_run else "imported",
+             "replace": "would replace another" if dry_run else "imported; the other is in superseded/"}  # fmt: skip
+    table = Table(title="dry run: nothing is written" if dry_run else f"study {result.study.name}", title_justify="left")
+    for column in ("old folder", "run", "status", "best*", "files", "what"):
+        table.add_column(column, overflow="fold")
+    for item in result.planned:
+        record = item.run.record
+        best = record.metrics.best_val_acc
+        table.add_row(
+            Text(shown(item.run.folder.path)), item.output.stem, record.status, "" if best is None else f"{100 * best:.2f} %",
+            str(len(item.run.files)), words[item.action],
+        )  # fmt: skip
+    console().print(table)
+    click.echo("* best accuracy on the test set, which also chose the epoch: no validation accuracy of this project")
+    for item in result.planned:
+        for remark in item.run.remarks:
+            click.echo(f"{item.output.stem}: {remark}")
+    for sentence in result.imports.left:
+        click.echo(f"left: {sentence}")
+    if result.others is not None:
+        click.echo(f"{len(result.imports.others)} files that belong to no run: {result.others}")
+    for sentence in result.failed:
+        click.echo(f"vitfp8: {sentence}", err=True)
+    if not dry_run and not result.failed:
+        click.echo(f"the records are in {result.study}; `vitfp8 report {result.study.name}` writes the report.")

@@ -1,0 +1,333 @@
+"""From a folder of an earlier project to the record of a run, with what is known, what is not, and what was wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from vitfp8.catalog import EXPERIMENTS, label_of
+from vitfp8.params import InputError
+from vitfp8.record import Hardware, RunRecord, digest_of, now
+from vitfp8.record.schema import compress, expand
+from vitfp8.workflow.importing.checkpoints import ENDINGS, OldCheckpoint, look_into
+from vitfp8.workflow.importing.names import (
+    ASSUMED,
+    CAVEATS,
+    EVALUATED_IN_FP32,
+    NO_FP8,
+    OLD_FP16,
+    OLD_FP16_NOTE,
+    OLD_NAMES,
+    known_parameters,
+    variant_of,
+)
+from vitfp8.workflow.importing.source import (
+    OldFolder,
+    SourceFile,
+    SourceTree,
+    experiment_folders,
+    read_csv,
+    read_json,
+    shown,
+)
+from vitfp8.workflow.importing.values import OldHistory, read_hardware, read_history, read_quantization
+
+FINAL, INTERRUPTED = "final_metrics.json", "interrupted_metrics.json"
+LOAD, GPU = "hardware_stats.json", "gpu_stats.csv"
+QUANTIZED = ("fp8_test_results.json", "fp8_quantization_results.json")
+
+#: A text file up to this size is kept inside the record as well, while all of a run's together are below `_EMBEDDED`.
+_LARGEST_EMBEDDED = 64 * 1024
+_EMBEDDED = 256 * 1024
+
+
+@dataclass
+class ImportedRun:
+    """A run that can be imported.
+
+    Attributes:
+        folder: where it lies in the source.
+        record: what becomes of it.
+        files: those that are copied along.
+        remarks: a sentence for each thing that is wrong with the files.
+    """
+
+    folder: OldFolder
+    record: RunRecord
+    files: list[SourceFile]
+    remarks: list[str]
+
+
+@dataclass
+class Imports:
+    """What an earlier project's tree holds.
+
+    Attributes:
+        tree: the tree.
+        runs: those that can be imported.
+        others: files that belong to none of them; they are copied beside.
+        left: a sentence for each entry that is not taken, with a way out.
+    """
+
+    tree: SourceTree
+    runs: list[ImportedRun] = field(default_factory=list)
+    others: list[SourceFile] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def find_runs(tree: SourceTree, renaming: Mapping[str, tuple[str, str]]) -> Imports:
+    """Read every experiment of a tree. Writes nothing.
+
+    Args:
+        tree: from `vitfp8.workflow.importing.source.read_tree`.
+        renaming: what the user says of folders: name or path → experiment and variant.
+
+    Raises:
+        InputError: a folder of `renaming` is not there, or two folders would become one run.
+    """
+    imports = Imports(tree, left=list(tree.left))
+    folders = experiment_folders(tree)
+    for old in renaming:
+        if not any(old in (folder.name, folder.path) for folder in folders):
+            there = ", ".join(shown(folder.path) for folder in folders) or "none"
+            raise InputError(f"--as: {old!r}: there is no such experiment's folder in {tree.given!r}; there are: {there}")
+    order = list(OLD_NAMES)
+    folders.sort(key=lambda folder: (order.index(folder.name) if folder.name in order else len(order), folder.path))
+    taken: set[tuple[str, str]] = set(renaming.values())
+    refused: set[str] = set()
+    for folder in folders:
+        said = renaming.get(folder.path) or renaming.get(folder.name)
+        if said is None and folder.name not in OLD_NAMES:
+            imports.left.append(
+                f"{shown(folder.path)}: is no experiment that is known; say which one it is with --as "
+                f"{shown(folder.name)}=BaseFP32, or another name"
+            )
+            continue
+        experiment, variant = said or (OLD_NAMES[folder.name], "")
+        run = _read_run(tree, folder, experiment, refused, assumed=said is None)
+        if isinstance(run, str):
+            imports.left.append(run)
+            continue
+        if said is None:
+            variant = _free_variant(experiment, folder, taken)
+        elif any((other.record.experiment, other.record.variant) == said for other in imports.runs):
+            raise InputError(
+                f"--as: {folder.name!r}: two folders would be {experiment}; tell them apart: --as OLD={experiment}~VARIANT"
+            )
+        taken.add((experiment, variant))
+        run.record.variant = run.record.parameters["variant"] = variant
+        run.record.provenance["imported"]["fingerprint"] = _fingerprint(run.record)
+        imports.runs.append(run)
+    copied = {file.path for run in imports.runs for file in run.files}
+    imports.others = [file for file in tree.files if file.path not in copied | refused]
+    return imports
+
+
+def _free_variant(experiment: str, folder: OldFolder, taken: set[tuple[str, str]]) -> str:
+    """No variant for the first folder of an experiment; for others their names."""
+    name = variant_of(folder.name)
+    names = ["", name, *(f"{name}.{count}" for count in range(2, 1000))]
+    return next(variant for variant in names if (experiment, variant) not in taken)
+
+
+def _read_run(tree: SourceTree, folder: OldFolder, experiment: str, refused: set[str], *, assumed: bool) -> ImportedRun | str:
+    """One folder as a run, or a sentence on why it is none; the paths of refused files go to `refused`."""
+    remarks: list[str] = []
+    read: dict[str, SourceFile] = {}
+    for name in (FINAL, INTERRUPTED, LOAD, GPU, *QUANTIZED):
+        found = tree.candidates(folder, name)
+        if found:
+            read[name] = found[0]
+        remarks += [f"{shown(other.path)}: is not read, {shown(found[0].path)} is; it is copied" for other in found[1:]]
+    files = tree.of(folder)
+    checkpoints = [look_into(tree, file) for file in files if file.path.lower().endswith(ENDINGS)]
+    for checkpoint in checkpoints:
+        if checkpoint.refused:
+            refused.add(checkpoint.file.path)
+            remarks.append(f"{shown(checkpoint.file.path)}: is refused, {checkpoint.refused}; it stays in the source")
+        elif checkpoint.problem:
+            remarks.append(f"{shown(checkpoint.file.path)}: {checkpoint.problem}; it is copied as it is")
+    if EXPERIMENTS.get(experiment) and EXPERIMENTS[experiment].parameters == "QuantizeParams":
+        record = _quantization(tree, folder, read, remarks)
+    else:
+        record = _training(tree, folder, experiment, read, checkpoints, remarks, assumed=assumed)
+    if isinstance(record, str):
+        return record
+    kept = [file for file in files if file.path not in refused]
+    about = _about(tree, folder, files, kept, checkpoints, refused)
+    record.provenance = {"imported": about}
+    record.experiment = experiment
+    record.notes += [{"time": about["time"], "text": text} for text in remarks]
+    return ImportedRun(folder, record, kept, remarks)
+
+
+def _about(
+    tree: SourceTree, folder: OldFolder, files: Sequence[SourceFile], kept: Sequence[SourceFile],
+    checkpoints: Sequence[OldCheckpoint], refused: set[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Where a run comes from: the old name, its files with digests, and the small texts among them."""
+    start = len(folder.path) + 1
+    texts: dict[str, str] = {}
+    for file in sorted(kept, key=lambda file: file.bytes):
+        if file.bytes > _LARGEST_EMBEDDED or sum(map(len, texts.values())) + file.bytes > _EMBEDDED:
+            break
+        try:
+            with tree.open(file.path) as stream:
+                texts[portable(file.path[start:])] = stream.read(_LARGEST_EMBEDDED).decode("utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+    inside = {one.file.path: {"epoch": one.epoch, "val_acc": one.val_acc} for one in checkpoints if one.val_acc is not None}
+    return {
+        "time": now(),
+        "name": portable(folder.name),
+        "source": portable(f"{tree.given}/{folder.path}"),
+        "layout": folder.layout,
+        "files": [
+            {
+                "path": portable(file.path[start:]), "bytes": file.bytes, "sha256": file.sha256,
+                "copied": file.path not in refused, **inside.get(file.path, {}),
+            }
+            for file in files
+        ],
+        "originals": compress(texts),
+    }  # fmt: skip
+
+
+def portable(path: str) -> str:
+    """A path as a text that every file can hold: bytes that are no UTF-8 are written out.
+
+    Args:
+        path: as the system gives it.
+    """
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _fingerprint(record: RunRecord) -> str:
+    """Digest of what was read and what it became, without times, places and wording: equal for equal imports."""
+    values = record.model_dump(mode="python")
+    about = values.pop("provenance")["imported"]
+    del values["notes"]
+    return digest_of([values, {key: about[key] for key in ("name", "layout", "files")}])
+
+
+def originals(record: RunRecord) -> dict[str, str]:
+    """The small text files of an imported run, as they were: path in its old folder → content.
+
+    Args:
+        record: of an imported run.
+    """
+    return dict(expand(record.provenance["imported"]["originals"]))
+
+
+def _training(
+    tree: SourceTree, folder: OldFolder, experiment: str, read: Mapping[str, SourceFile],
+    checkpoints: Sequence[OldCheckpoint], remarks: list[str], *, assumed: bool,
+) -> RunRecord | str:  # fmt: skip
+    """The record of a training, or a sentence on why there is none."""
+    history, status, reason = _history(tree, read, remarks)
+    seen = [one for one in checkpoints if one.val_acc is not None]
+    if not history.rows and not seen:
+        return f"{shown(folder.path)}: holds neither metrics nor checkpoints that can be read; nothing to import"
+    if not history.rows:
+        status, reason = "interrupted", "no metrics file can be read; checkpoints alone are known"
+    rates = [row.learning_rate for row in history.rows if row.learning_rate is not None]
+    if assumed and folder.name in ASSUMED and len(rates) > 5 and rates[0] >= max(rates):
+        return (
+            f"{shown(folder.path)}: its learning rates show no warm-up, so that it is not {label_of(experiment)}; say which it "
+            f"is: --as {folder.name}=BaseFP16"
+        )
+    _compare_checkpoints(history, seen, remarks)
+    done = history.metrics.epochs
+    hardware = _hardware(tree, read, remarks)
+    notes = [ASSUMED[folder.name]] if assumed and folder.name in ASSUMED else []
+    notes += [OLD_FP16_NOTE] if experiment == OLD_FP16 else []
+    of_project = folder.name in OLD_NAMES
+    notes += CAVEATS
+    parameters = known_parameters(experiment, of_project=of_project, epochs=done if status == "completed" else None)
+    if parameters["precision"] == "fp16":
+        notes.append(EVALUATED_IN_FP32)
+    notes.append(
+        "Precision, augmentation and bundle are what the name stands for"
+        + ("; data set, model, batch size and learning rate are known of the earlier project" if of_project else "")
+        + ". No file of the folder states them."
+    )
+    return RunRecord(
+        experiment=experiment, origin="imported", status=status, reason=reason, parameters=parameters,
+        model={"name": parameters["model"]} if of_project else {}, data={"name": parameters["dataset"]} if of_project else {},
+        progress={"epoch": done or 0} | ({"epochs": done} if status == "completed" else {}),
+        metrics=history.metrics, hardware=hardware, history=history.rows, notes=[{"time": now(), "text": text} for text in notes],
+    )  # fmt: skip
+
+
+def _hardware(tree: SourceTree, read: Mapping[str, SourceFile], remarks: list[str]) -> Hardware:
+    """What the earlier monitors saw; the timing report is kept as it is, for its layout is not known."""
+    load = read_json(tree, read[LOAD], remarks)[0] if LOAD in read else {}
+    gpu = read_csv(tree, read[GPU], remarks) if GPU in read else {}
+    return read_hardware((shown(read[LOAD].path), load) if load else None, (shown(read[GPU].path), gpu) if gpu else None, remarks)
+
+
+def _history(tree: SourceTree, read: Mapping[str, SourceFile], remarks: list[str]) -> tuple[OldHistory, Any, str | None]:
+    """The history of the first metrics file that has one, the status that follows, and its reason."""
+    found = OldHistory()
+    for name, status in ((FINAL, "completed"), (INTERRUPTED, "interrupted")):
+        if name not in read:
+            continue
+        path = shown(read[name].path)
+        values, whole = read_json(tree, read[name], remarks)
+        if not values:
+            continue
+        found = read_history(values, path, remarks)
+        if not found.rows:
+            continue
+        if found.diverged:
+            return found, "diverged", "the last training loss is not finite"
+        if not whole:
+            return found, "interrupted", f"{path} is no whole file: how the run ended is not known"
+        return found, status, None if status == "completed" else "interrupted in the earlier project"
+    if FINAL not in read and INTERRUPTED not in read:
+        remarks.append(f"there is neither {FINAL} nor {INTERRUPTED}")
+    return found, "interrupted", None
+
+
+def _compare_checkpoints(history: OldHistory, seen: Sequence[OldCheckpoint], remarks: list[str]) -> None:
+    """Say where the best checkpoint and the history disagree on the best accuracy."""
+    best = next((one for one in seen if PurePosixPath(one.file.path).name == "best_model.pt"), None)
+    known = history.metrics.best_val_acc
+    if best is not None and best.val_acc is not None and known is not None and abs(best.val_acc - known) > 1e-6:
+        remarks.append(
+            f"{shown(best.file.path)}: has the accuracy {best.val_acc:.4f}, the best of the history is {known:.4f}; "
+            "the history counts"
+        )
+    numbered = [one for one in seen if re.fullmatch(r"checkpoint_epoch_\d+\.pt", PurePosixPath(one.file.path).name)]
+    if not history.rows and numbered:
+        remarks.append(f"{len(numbered)} checkpoints of single epochs have accuracies; they are in the table of files")
+
+
+def _quantization(tree: SourceTree, folder: OldFolder, read: Mapping[str, SourceFile], remarks: list[str]) -> RunRecord | str:
+    """The record of an FP8 test, or a sentence on why there is none."""
+    for name in QUANTIZED:
+        if name not in read:
+            continue
+        source, rows = read_quantization(read_json(tree, read[name], remarks)[0], shown(read[name].path), remarks)
+        if rows:
+            break
+    else:
+        return f"{shown(folder.path)}: holds no result of an FP8 test that can be read; nothing to import"
+    notes = [
+        NO_FP8,
+        *CAVEATS[:3],
+        EVALUATED_IN_FP32,
+        "Which run was quantised, the files do not say; they call it original_fp16.",
+    ]
+    known = folder.name in OLD_NAMES
+    return RunRecord(
+        kind="quantization", experiment="FP8Test", origin="imported", status="completed",
+        parameters={"experiment": "FP8Test"}, progress={"epoch": 1, "epochs": 1, "unit": "measurement"},
+        model={"name": "vit_tiny_patch16_224"} if known else {},
+        data={"name": "cifar10"} if known else {},
+        source={"run": None, "experiment": "original_fp16", **source}, quantization=rows,
+        notes=[{"time": now(), "text": text} for text in notes],
+    )  # fmt: skip
