@@ -1,4 +1,4 @@
-"""Damaged parameter files: what a hand, an editor, a disk or an attacker can make of a good one. Seeded, so that a failure repeats."""
+"""Damaged parameter files: what a hand, an editor, a disk or an attacker can make of a good one; seeded, so that each repeats."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from collections.abc import Iterator
 
 #: What stands in the place of a value: types, ranges, number forms, tags, marks and sheer size.
 VALUES = (
-    "", "null", "~", "true", "yes", "on", "off", "n", "0", "-1", "1", "2", "3.0", "1e1", "1e-3", "+5", "-0", "1_000", "010", "0o17",
+    "", "null", "~", "true", "yes", "on", "off", "n", "0", "-1", "1", "2", "3.0", "1e1", "1e-3", "+5", "-0", "1_000", "010",
+    "0o17",
     "0x1F", "0b11", "1:30", "1:2:3.5", ".inf", "-.inf", ".nan", "NaN", "inf", "Infinity", "1e400", "-1e400", "1.0e+400", "1e-400",
-    "9" * 400, "0x" + "f" * 5000, "9" * 5000, "2147483647", "2147483648", "1" + "0" * 30 + ".0", "'3'", '"1e-3"', "'  2  '", "１２",
-    "٣", "1e١", "0.1.2", "1,5", "5 %", "many", "fp32", "FP16", "bf16-mixed", "16", "e4m3", "cpu", "digits", "BaseFP32", "ΒaseFP32",
+    "9" * 400, "0x" + "f" * 5000, "9" * 5000, "2147483647", "2147483648", "1" + "0" * 30 + ".0", "'3'", '"1e-3"', "'  2  '",
+    "１２",
+    "٣", "1e١", "0.1.2", "1,5", "5 %", "many", "fp32", "FP16", "bf16-mixed", "16", "e4m3", "cpu", "digits", "BaseFP32",
+    "ΒaseFP32",
     "2001-01-01", "2001-99-99", "2001-01-01 00:00:00 +99:99", "[]", "[1]", "[e4m3]", "[e4m3, e4m3]", "[[1]]", "{}", "{a: b}",
     "!!int ''", "!!int '7'", "!!int '-'", "!!float ''", "!!float '.5'", "!!bool maybe", "!!bool yes", "!!null x", "!!str 5",
-    "!!timestamp x", "!!binary aGk=", "!!binary é", "!!set x", "!!seq x", "!!map x", "!!python/object/apply:os.system ['touch owned']",
-    "!!python/name:os.system ''", "!!python/tuple [1]", "!!python/object/new:os.system ['touch owned']", "!evil 1", "!!merge x", "=",
-    "&a 3", "*a", "&a [*a]", "|\n  two\n  lines", ">-\n  folded\n  text", '"\\e[31mred\\e[0m"', '"\\0"', '"a\\u2028b"', '"\\ud800"',
+    "!!timestamp x", "!!binary aGk=", "!!binary é", "!!set x", "!!seq x", "!!map x",
+    "!!python/object/apply:os.system ['touch owned']",
+    "!!python/name:os.system ''", "!!python/tuple [1]", "!!python/object/new:os.system ['touch owned']", "!evil 1", "!!merge x",
+    "=",
+    "&a 3", "*a", "&a [*a]", "|\n  two\n  lines", ">-\n  folded\n  text", '"\\e[31mred\\e[0m"', '"\\0"', '"a\\u2028b"',
+    '"\\ud800"',
     "'; import os; os.system(\"touch owned\"); '", '"\\"\\n__import__(\'os\').system(\'touch owned\')\\n"', "{{ 7*7 }}",
-    "${HOME}", "../../etc/passwd", "/dev/zero", "a" * 81, "x" * 4001, "x" * 60000, "'unclosed", '"unclosed', "[1, 2", "{a: ",
+    "${HOME}", "../../etc/passwd", "/dev/zero", "a" * 81, "x" * 4001, "x" * 6000, "'unclosed", '"unclosed', "[1, 2", "{a: ",
     "@x", "`x`", "%x", "? x", "- x", "# only a comment", "3 # and a comment", "a: b", "<script>", "日本語", "\u202egnp.exe",
 )  # fmt: skip
 
@@ -30,11 +36,12 @@ KEYS = (
 
 #: Whole texts that stand for a file.
 TEXTS = (
-    "", " ", "\n" * 1000, "# nothing\n", "null", "[]", "3", "text", "- a\n- b\n", "---\n", "---\n...\n---\n", "%YAML 9.9\n---\na: 1\n",
-    "[" * 20000, "{a: " * 20000, "? " * 20000, "- " * 20000, "!!str " * 5000, "&a " * 5000, "a: &a [*a]\n", "&a a: *a\n",
+    "", " ", "\n" * 100, "# nothing\n", "null", "[]", "3", "text", "- a\n- b\n", "---\n", "---\n...\n---\n",
+    "%YAML 9.9\n---\na: 1\n",
+    "[" * 3000, "{a: " * 3000, "? " * 3000, "- " * 3000, "!!str " * 500, "&a " * 500, "a: &a [*a]\n", "&a a: *a\n",
     "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: &c [*b, *b, *b]\nd: [*c, *c, *c]\n",
-    "<<: &a {<<: *a}\n", "a: 1\na: 2\n", "a: 1\n'a': 2\n", "".join(f"k{i}: {i}\n" for i in range(3000)), "x: " + "y" * 90000,
-    "x: y\n" * 30000, "\x00", "a: \x1b[2J\n", "a:\tb\n", "\ta: b\n", "a: b\r\nc: d\r\n", "a: b\rc: d\r", "a: b\x85c: d\u2028e: f",
+    "<<: &a {<<: *a}\n", "a: 1\na: 2\n", "a: 1\n'a': 2\n", "".join(f"k{i}: {i}\n" for i in range(300)), "x: " + "y" * 9000,
+    "x: y\n" * 3000, "\x00", "a: \x1b[2J\n", "a:\tb\n", "\ta: b\n", "a: b\r\nc: d\r\n", "a: b\rc: d\r", "a: b\x85c: d\u2028e: f",
 )  # fmt: skip
 
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp037")

@@ -14,7 +14,7 @@ import yaml
 
 from tests.damage.mutants import TEXTS, VALUES, mutants
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import LONGEST_LINE, InputError, Layer, RunParams, parse_assignment, printable, read_layer, validate
+from vitfp8.params import LONGEST_LINE, InputError, Layer, RunParams, merge, parse_assignment, printable, read_layer, validate
 from vitfp8.quantize_params import parameters_of
 from vitfp8.workflow.export.citation import read_citation
 from vitfp8.workflow.study import check_study_name, parse_study
@@ -29,8 +29,10 @@ STUDIES = sorted(path.relative_to(TOP).as_posix() for path in (TOP / "params" / 
 _ANY = math.inf
 #: Field → whether it is whole, its least and greatest value, and whether these two belong to it.
 NUMBERS: dict[str, tuple[bool, float, float, bool, bool]] = {
-    "seed": (True, 0, 2**31, True, False), "validation_fraction": (False, 0, 0.5, False, False), "workers": (True, 0, 256, True, True),
-    "image_size": (True, 4, 2048, True, True), "patch_size": (True, 1, 512, True, True), "embed_dim": (True, 1, 16384, True, True),
+    "seed": (True, 0, 2**31, True, False), "validation_fraction": (False, 0, 0.5, False, False), "workers": (True, 0, 256, True,
+    True),
+    "image_size": (True, 4, 2048, True, True), "patch_size": (True, 1, 512, True, True), "embed_dim": (True, 1, 16384, True,
+    True),
     "depth": (True, 1, 256, True, True), "num_heads": (True, 1, 256, True, True), "in_channels": (True, 1, 3, True, True),
     "epochs": (True, 1, 100_000, True, True), "batch_size": (True, 1, 1_000_000, True, True),
     "micro_batch_size": (True, 1, 2**31, True, False), "learning_rate": (False, 0, 100, False, True),
@@ -91,7 +93,7 @@ def refusal_is_clear(error: InputError, source: str) -> bool:
     assert line.isprintable() or all(c.isprintable() or c in "\u00a0\u202f\u3000" for c in line), repr(line)
     assert len(line) <= LONGEST_LINE, len(line)
     assert line.startswith(source), line
-    assert line.rstrip().count("; ") + line.count("(") + line.count("did you mean") + line.count("must be") >= 1, line
+    assert any(word in line for word in ("; ", "did you mean", "must be", "is expected", "give ", "take ")), line
     return True
 
 
@@ -129,8 +131,9 @@ def test_a_value_in_the_place_of_any_other_is_accepted_rightly_or_refused_with_i
                 _, value = parse_assignment(key, text)
                 params = validate([layer, Layer("-p", {key: value})])
             except InputError as error:
-                refusal_is_clear(error, "-p")
-                assert key in str(error) or "patch_size" in str(error) or "dataset" in str(error)
+                # a value that contradicts another one may be named at that one, in the file
+                refusal_is_clear(error, "-p" if str(error).startswith("-p") else str(TOP / "params"))
+                assert key in str(error)
                 continue
             if key in NUMBERS or key in FLAGS:
                 assert rightly(key, yaml.safe_load(text), getattr(params, key)), (key, text)
@@ -143,7 +146,6 @@ def test_a_value_in_the_place_of_any_other_is_accepted_rightly_or_refused_with_i
     [
         ("what? #1 of 3", None),
         ("|", None),
-        ("> x", None),
         ("# all", None),
         ("--- a", None),
         ("'quoted' # no", None),
@@ -238,7 +240,8 @@ def test_a_damaged_citation_file_is_accepted_or_refused_in_one_line(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "name",
-    ["..", ".", "", "/etc", "../x", "a/b", "a\\b", "a\0b", "a\nb", "x" * 101, "a.", "a..", "-x", ".hidden", "CON", "nul.txt", "com1",
+    ["..", ".", "", "/etc", "../x", "a/b", "a\\b", "a\0b", "a\nb", "x" * 101, "a.", "a..", "-x", ".hidden", "CON", "nul.txt",
+     "com1",
      "Lpt9.x", "~root", "a b", "ä", "a\x1b[31m", "$(x)", "{x}", "%s"],
 )  # fmt: skip
 def test_a_study_never_leaves_its_folder(name: str) -> None:
@@ -275,11 +278,12 @@ def run_commands(calls: list[list[str]]) -> list[list[Any]]:
 
 
 def test_the_commands_refuse_damaged_files_with_one_line_and_write_nothing(project: Path) -> None:
-    good = (project / "params" / "BaseFP32.yaml").read_text()
+    layers = [read_layer(project / "params" / "BaseFP32.yaml"), read_layer(project / "params" / "presets" / "smoke.yaml")]
+    good = yaml.safe_dump(merge(layers) | {"download": False}, sort_keys=False, width=1000)
     damaged = project / "damaged"
     damaged.mkdir()
-    contents = [content for _, content in mutants(good, 24, seed=11)]
-    contents += [text.encode("utf-8", "surrogatepass") for text in TEXTS[:20]]
+    contents = [content for _, content in mutants(good, 14, seed=11)]
+    contents += [text.encode("utf-8", "surrogatepass") for text in TEXTS[::4]]
     for number, content in enumerate(contents):
         (damaged / f"m{number}.yaml").write_bytes(content)
     (damaged / "esc\x1b[31m.yaml").write_text("epoch: 3\n")

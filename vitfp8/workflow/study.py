@@ -139,7 +139,8 @@ def parse_study(layer: Layer) -> Study:
         error: Any = failure.errors(include_url=False)[0]
         key = str(error["loc"][0])
         cause = error.get("ctx", {}).get("error")
-        raise InputError(f"{layer.where(key)}: {key}: {_shown(layer.values.get(key))}: {cause or error['msg']}") from None
+        way_out = f"must be {error['msg'].removeprefix('Input should be ').removeprefix('a valid ')}; correct it there"
+        raise InputError(f"{layer.where(key)}: {key}: {_shown(layer.values.get(key))}: {cause or way_out}") from None
 
 
 def resolve_study(name: str | None, preset: str | None) -> tuple[str, Study]:
