@@ -287,7 +287,7 @@ class RunRecord(_Part):
     """
 
     schema_version: int = SCHEMA_VERSION
-    kind: str = "run"
+    kind: Literal["run", "quantization"] = "run"
     experiment: str
     variant: str = ""
     seed: _Count = None
