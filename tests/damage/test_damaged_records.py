@@ -104,7 +104,7 @@ def show_everything(folder: Path, report: Path) -> str:
                       prose.excluded_remark, prose.limits)
     ]  # fmt: skip
     parts += [
-        table.to_html() + table.to_text()
+        table.to_html()
         for table in (tables.comparison(results), tables.precision_table(results), tables.contrast_table(results),
                       tables.not_in_results(results), tables.provenance_table(results),
                       quantization.quantization_table(results.quantized))
