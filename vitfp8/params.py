@@ -12,6 +12,8 @@ import difflib
 import hashlib
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +34,43 @@ from vitfp8.catalog import (
     TRAININGS,
 )
 
+#: Most characters of an error line: a path may have 4096, and a terminal should still show what is wrong.
+LONGEST_LINE = 2000
+
+#: A parameter file has a few kilobytes; beyond this it is something else, and reading YAML is slow.
+LARGEST_FILE_BYTES = 100_000
+
+
+def printable(text: str, limit: int = LONGEST_LINE) -> str:
+    """A text as a terminal may show it: on one line, bounded, with control characters written out as their codes.
+
+    What a file, a record or a file name says is data: an escape sequence in it must not act on whoever reads a message.
+
+    Args:
+        text: any text.
+        limit: most characters; the middle of a longer text is left out, so that its beginning and its end stay.
+    """
+    if not text.isprintable():
+        text = " ".join(re.split(r"[\t\n\r\x0b\x0c\x85\u2028\u2029]+", text))
+        shown = (c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
+        text = "".join(shown)
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 1]}…{text[-end:]}"
+
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used; ``str(error)`` is one clear line with a way out.
+    """Something that the user gave cannot be used; ``str(error)`` is one clear, bounded, printable line with a way out.
 
     The command line prints it and exits with status 2; a notebook shows it instead of a traceback.
+
+    Args:
+        message: the line; whatever it quotes is made printable.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython prints instead of a traceback (its protocol for exceptions that explain themselves)."""
@@ -58,13 +91,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def _shown(value: object, limit: int = 60) -> str:
     """A value as an error line shows it: on one line, bounded."""
-    text = repr(value)
+    if isinstance(value, int) and value.bit_length() > 4 * limit:  # Python refuses to write out very large numbers
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value[: limit + 1] if isinstance(value, str | list) else value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _number_from_text(value: object) -> object:
     """Read ``1e-3`` as the number it is: YAML 1.1, and so papermill's ``-f``, makes it a string."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value.isascii():  # float() takes the digits of every script
         text = value.strip().replace("_", "")
         try:
             number = float(text)
@@ -95,7 +130,7 @@ def _real_number(value: object) -> object:
 
 def _precision_name(value: object) -> object:
     """Translate Lightning's and torch's names of a precision into the catalogue's."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1000:
         value = str(value)
     if isinstance(value, str):
         text = value.strip().lower()
@@ -206,7 +241,7 @@ class RunParams(Parameters):
     # Training
     epochs: Annotated[_Int, Field(ge=1, le=100_000), About()] = Field(description="passes over the training images")
     batch_size: Annotated[_Int, Field(ge=1, le=1_000_000), About()] = Field(description="images a step")
-    micro_batch_size: Annotated[Annotated[_Int, Field(ge=1)] | None, About()] = Field(
+    micro_batch_size: Annotated[Annotated[_Int, Field(ge=1, lt=2**31)] | None, About()] = Field(
         description="images at once: gradients are accumulated over the batch; null: the whole batch"
     )
     learning_rate: Annotated[_Float, Field(gt=0, le=100), About()] = Field(description="AdamW's, at its peak")
@@ -237,7 +272,7 @@ class RunParams(Parameters):
     loss_scale: Annotated[_Float, Field(gt=0, le=2.0**40), About()] = Field(
         description="first loss scale of fp16; doubled after loss_scale_interval good steps, halved on overflow"
     )
-    loss_scale_interval: Annotated[_Int, Field(ge=1), About()] = Field(description="good steps until it is doubled")
+    loss_scale_interval: Annotated[_Int, Field(ge=1, lt=2**31), About()] = Field(description="good steps until it is doubled")
     device: Annotated[str, Field(strict=True), About()] = Field(description="auto, cpu, cuda or mps")
     threads: Annotated[Annotated[_Int, Field(ge=1, le=4096)] | None, About()] = Field(
         description="processor threads; they decide the order of sums; null: as many as torch chooses"
@@ -245,13 +280,13 @@ class RunParams(Parameters):
     deterministic: Annotated[_Flag, About()] = Field(description="only algorithms whose result repeats bit by bit")
 
     # Records
-    checkpoint_every: Annotated[Annotated[_Int, Field(ge=1)] | None, _PLACE] = Field(
+    checkpoint_every: Annotated[Annotated[_Int, Field(ge=1, lt=2**31)] | None, _PLACE] = Field(
         description="epochs between checkpoints kept beside best, last and the one before; null: none"
     )
     checkpoint_minutes: Annotated[Annotated[_Float, Field(gt=0, le=1440)] | None, _PLACE] = Field(
         description="minutes between checkpoints within an epoch; null: only after each epoch"
     )
-    health_every: Annotated[_Int, Field(ge=0), _PLACE] = Field(
+    health_every: Annotated[_Int, Field(ge=0, lt=2**31), _PLACE] = Field(
         description="steps between samples of numeric health in low precision; 0: never"
     )
     monitor_interval: Annotated[_Float, Field(ge=0.1, le=3600), _PLACE] = Field(description="seconds between hardware samples")
@@ -348,13 +383,23 @@ def read_layer(path: str | Path) -> Layer:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE_BYTES + 1)
+        if len(content) > LARGEST_FILE_BYTES:
+            raise InputError(
+                f"{path}: is larger than {LARGEST_FILE_BYTES // 1000} kB; a parameter file has a few: check the name"
+            )
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; check the name") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; give a YAML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: is no file name ({error}); check the name") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     return parse_layer(text, str(path))
@@ -367,16 +412,7 @@ def parse_layer(text: str, source: str) -> Layer:
         text: the YAML text.
         source: the name that errors begin with.
     """
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{source}:{mark.line + 1}" if mark else source
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise InputError(f"{place}: is not YAML ({problem[:150]}); write one 'key: value' a line") from None
-    except (RecursionError, ValueError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:150]
-        raise InputError(f"{source}: is not YAML ({reason}); write one 'key: value' a line") from None
+    node = _compose(text, source)
     if node is None:
         raise InputError(f"{source}: is empty; state the parameters, one 'key: value' a line")
     if not isinstance(node, yaml.MappingNode):
@@ -385,7 +421,7 @@ def parse_layer(text: str, source: str) -> Layer:
     lines: dict[str, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _PLAIN_TAGS:
             raise InputError(f"{source}:{line}: a key must be a plain word; write one 'key: value' a line")
         key = key_node.value
         if key in values:
@@ -394,19 +430,47 @@ def parse_layer(text: str, source: str) -> Layer:
     return Layer(source, values, lines)
 
 
+def _compose(text: str, source: str) -> yaml.Node | None:
+    """The tree of a YAML text, before anything is made of it; None when it is empty."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{source}:{mark.line + 1}" if mark else source
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{place}: is not YAML ({problem[:150]}); write one 'key: value' a line") from None
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:150]
+        raise InputError(f"{source}: is not YAML ({reason}); write one 'key: value' a line") from None
+
+
+#: Tags of what a parameter may be; a date stays the text that was written.
+_PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp"))
+
+#: Numbers that YAML 1.1 reads otherwise than people do: 010 as 8, 1:30 as 90.
+_MISREAD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+
+
 def _plain_value(node: yaml.Node, place: str) -> Any:
     """The value of a scalar or of a list of scalars; anything else, tags of other kinds included, is refused."""
-    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+    plain_list = isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq"
+    if plain_list and all(isinstance(item, yaml.ScalarNode) for item in node.value):
         return [_plain_value(item, place) for item in node.value]
     if not isinstance(node, yaml.ScalarNode):
         raise InputError(f"{place}: a nested value; parameter files are flat, write one 'key: value' a line")
     loader = yaml.SafeLoader("")
     try:
+        if node.tag not in _PLAIN_TAGS:
+            raise ValueError
         value = loader.construct_object(node)
-    except (yaml.YAMLError, ValueError, OverflowError):
+        if value is None and node.value.lower() not in ("", "~", "null"):
+            raise ValueError
+    except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError):  # PyYAML trusts an explicit tag
         raise InputError(f"{place}: {_shown(node.value)} with tag {node.tag} is not a plain value; quote it") from None
     finally:
         loader.dispose()
+    if isinstance(value, (int, float)) and _MISREAD_NUMBER.fullmatch(node.value):
+        raise InputError(f"{place}: {_shown(node.value)}: YAML reads it as {_shown(value)}; write that, or quote it") from None
     # dates and binary data are no parameters: keep the text that was written
     return value if value is None or isinstance(value, (str, bool, int, float)) else node.value
 
@@ -420,8 +484,17 @@ def parse_assignment(key: str, value: str) -> tuple[str, Any]:
     """
     if value.strip() == "":
         return key, value
-    layer = parse_layer(f"value: {value}" if "\n" not in value else "", "-p " + key)
-    return key, layer.values["value"]
+    if len(value.splitlines()) > 1 or len(value) > LARGEST_FILE_BYTES:
+        raise InputError(f"-p {key}: {_shown(value)}: is more than one line of text; state it in a parameter file")
+    node = _compose(value, f"-p {key}")
+    if node is None:
+        return key, value
+    if isinstance(node, yaml.ScalarNode):
+        # what YAML would cut off (a comment, a mark at the beginning) belongs to the text that was typed
+        cut_off = value[: node.start_mark.index] + value[node.end_mark.index :]
+        if node.style in ("|", ">") or cut_off.strip():
+            return key, value
+    return key, _plain_value(node, f"-p {key}")
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -478,7 +551,7 @@ def validate(layers: Sequence[Layer], kind: type[Any] = RunParams) -> Any:
 
 def _way_out(kind: type[Parameters], key: str, message: str) -> str:
     """Pydantic's message in our words, with what the field is."""
-    message = message.removeprefix("Input should be ").replace("a valid ", "a ")
+    message = message.removeprefix("Input should be ").replace("a valid integer", "a whole number").replace("a valid ", "a ")
     return f"must be {message} ({kind.model_fields[key].description})"
 
 
@@ -513,7 +586,10 @@ def _assignments(source: str) -> dict[str, Any] | None:
         except (ValueError, TypeError, SyntaxError):
             if not (isinstance(statement.value, ast.Call) and ast.unparse(statement.value.func) == "float"):
                 return None
-            values[statement.targets[0].id] = float(ast.literal_eval(statement.value.args[0]))
+            try:
+                values[statement.targets[0].id] = float(ast.literal_eval(statement.value.args[0]))
+            except (ValueError, TypeError, SyntaxError, IndexError):
+                return None
     return values
 
 

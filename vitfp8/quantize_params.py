@@ -43,7 +43,7 @@ class QuantizeParams(Parameters):
     formats: Annotated[_Names, About()] = Field(description="of e4m3, e5m2, int8, int_240")
     granularities: Annotated[_Names, About()] = Field(description="what shares a scale: of tensor, channel, mx (blocks of 32)")
     operands: Annotated[_Names, About()] = Field(description="what is quantised: of weights, weights_activations")
-    calibration_images: Annotated[_Int, Field(ge=1), About()] = Field(
+    calibration_images: Annotated[_Int, Field(ge=1, lt=2**31), About()] = Field(
         description="training images that the scales of activations are measured on"
     )
     sensitivity: Annotated[_Flag, About()] = Field(description="quantise one layer at a time too, judged on validation images")

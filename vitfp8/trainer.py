@@ -407,7 +407,7 @@ class ViTTrainer:
         if found is None:
             return []
         state, path, problems = found
-        if state["parameters"] != self.params.digest:
+        if state.get("parameters") != self.params.digest:
             raise CheckpointError(f"{path}: belongs to a run with other parameters; give another run_folder")
         if state.get("data", self.data.digest) != self.data.digest:
             raise CheckpointError(
@@ -416,7 +416,7 @@ class ViTTrainer:
             )
         try:
             self._load_state(state)
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(f"{path}: does not fit this run ({error}); give another run_folder") from None
         return [f"{problem}; continued from {path.name}, the one before" for problem in problems]
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vitfp8.analysis.figures import WIDTH, Figure, drawing, new_figure
+from vitfp8.analysis.figures import WIDTH, Figure, drawing, new_figure, plot_label
 from vitfp8.analysis.metrics import Group, StudyResults
 
 #: Measure → its title, unit factor, and colour map.
@@ -86,10 +86,10 @@ def health_figure(health: Mapping[str, Any]) -> Figure | str:
                                   interpolation="nearest")  # fmt: skip
                 ax.grid(False)
                 if number == 0:
-                    ax.set_title(f"{operand}s")
+                    ax.set_title(plot_label(f"{operand}s"))
                 ticks = np.unique(np.linspace(1, len(steps), min(4, len(steps))).round().astype(int))
                 ax.set_xticks(ticks, [f"{steps[tick - 1]:,}" for tick in ticks])
-            row[0].set_yticks(range(len(layers)), [name.removeprefix("blocks.") for name in layers], fontsize=5)
+            row[0].set_yticks(range(len(layers)), [plot_label(name.removeprefix("blocks."), 30) for name in layers], fontsize=5)
             row[0].set_ylabel("Block and layer")
             figure.colorbar(image, ax=list(row), label=title, fraction=0.04)
         for ax in axes[-1]:
@@ -189,10 +189,10 @@ def study_health(results: StudyResults) -> Figure | str:
                     ax.set_title(title, fontsize=7)
                 ax.set_xticks([1, len(steps)], [f"{steps[0]:,}", f"{steps[-1]:,}"])
                 ax.set_yticks([])
-            labels = [name.removeprefix("blocks.") for name in layers]
+            labels = [plot_label(name.removeprefix("blocks."), 30) for name in layers]
             if len(labels) <= 24:
                 axes[number][0].set_yticks(range(len(labels)), labels, fontsize=4)
-            axes[number][0].set_ylabel(group.label, fontsize=6)
+            axes[number][0].set_ylabel(plot_label(group.label, 30), fontsize=6)
         for ax in axes[-1]:
             ax.set_xlabel("Step")
     return figure
@@ -216,7 +216,8 @@ def study_steps(results: StudyResults) -> Figure | str:
         figure = new_figure(2.4, alternative="gradient norm and loss scale by step")
         panels = figure.subplots(1, 2 if scaled else 1, squeeze=False)[0]
         for group, trace in traces:
-            look = {"color": group.style.color, "linestyle": group.style.linestyle, "linewidth": 0.7, "label": group.label}
+            look = {"color": group.style.color, "linestyle": group.style.linestyle, "linewidth": 0.7,
+                    "label": plot_label(group.label)}  # fmt: skip
             for ax, name in zip(panels, ("grad_norm", "loss_scale"), strict=False):
                 raw = trace.get(name) or []
                 values = np.array([v if isinstance(v, (int, float)) else math.nan for v in raw], dtype=float)

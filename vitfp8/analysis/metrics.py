@@ -8,7 +8,6 @@ that says so, and are warned about.
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +45,9 @@ IMPORTED_CAVEATS = (
     "those in FP16 were evaluated in FP32. Their notebooks say what is known and what is not.",
 )
 
+#: No loss, norm or time is as large; squares of such numbers, and sums of them, overflow.
+_LARGEST = 1e100
+
 _IDENTITY_KEYS = ("experiment", "variant", "seed")
 
 #: Styles for what the catalogue does not know, and for further groups of one experiment.
@@ -56,7 +58,7 @@ _SPARE_HATCHES = ("\\\\", "++", "oo", "--", "||", "**")
 
 
 def finite(value: Any) -> float | None:
-    """A number as a float; None for what is missing, no number, NaN or infinite.
+    """A number as a float; None for what is missing, no number, NaN, infinite, or so large that its square is.
 
     Args:
         value: anything that a record may hold.
@@ -65,9 +67,9 @@ def finite(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) < _LARGEST else None
 
 
 def finite_values(values: Iterable[Any]) -> list[float]:
@@ -285,7 +287,7 @@ class StudyResults:
                     parameters=deciding_parameters(record),
                     machine=str(context["machine"]),
                     backend=record.precision.backend if record.precision else None,
-                    precision=record.precision.effective if record.precision else record.parameters.get("precision"),
+                    precision=record.precision.effective if record.precision else finite_text(record.parameters.get("precision")),
                     style=styles.take(record.experiment),
                     runs=completed[completed["run"].isin(names)].reset_index(drop=True),
                     history=self.history[self.history["run"].isin(names)].reset_index(drop=True),
@@ -402,6 +404,15 @@ class StudyResults:
         if len(digests) > 1:
             said.append(f"The runs were made by {len(digests)} versions of the code that decides numbers; see the provenance.")
         return said
+
+
+def finite_text(value: Any) -> str | None:
+    """A text that is not empty; None for anything else.
+
+    Args:
+        value: anything that a record may hold.
+    """
+    return value if isinstance(value, str) and value else None
 
 
 def finite_texts(values: Iterable[Any]) -> list[str]:

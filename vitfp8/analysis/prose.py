@@ -10,6 +10,7 @@ from typing import Any
 
 from vitfp8.analysis.contrasts import ENDPOINTS, FALLBACK, IMPORTED_ENDPOINTS, PRIMARY, find_contrasts
 from vitfp8.analysis.escaping import escape_markdown as md
+from vitfp8.analysis.escaping import one_line
 from vitfp8.analysis.metrics import IMPORTED_CAVEATS, Group, StudyResults, finite
 from vitfp8.analysis.statistics import (
     LEAST_SEEDS_FOR_A_TEST,
@@ -196,7 +197,7 @@ def _model_sentence(groups: Sequence[Group], model: dict[str, Any]) -> str:
     sizes = ["1 block" if size == "1 blocks" else size for size in sizes]
     count = finite(model.get("parameters"))
     sizes += [f"{int(count):,} parameters"] if count else []
-    return f"Model: timm's `{name.replace('`', '')[:80]}`" + (f" with {listed(sizes)}." if sizes else ".")
+    return f"Model: timm's `{one_line(name, 80).replace('`', '')}`" + (f" with {listed(sizes)}." if sizes else ".")
 
 
 def _training_sentence(groups: Sequence[Group]) -> str:
@@ -219,7 +220,7 @@ def arithmetic(results: StudyResults) -> str:
             said.setdefault((name, group.backend), []).append(group.label)
     if not said:
         return "The records do not say which arithmetic ran."
-    parts = [f"{md(name)} was *{backend}* ({md(', '.join(labels))})" for (name, backend), labels in said.items()]
+    parts = [f"{md(name)} was *{md(backend)}* ({md(', '.join(labels))})" for (name, backend), labels in said.items()]
     text = f"Arithmetic: {'; '.join(parts)}."
     if any(backend == "emulated" for _, backend in said):
         text += (

@@ -236,8 +236,10 @@ def difference_figure(records: Sequence[RunRecord]) -> Figure:
         records: of completed quantisations, with rows.
     """
     found = ways(records)
-    operands = [name for name in QUANTIZED_OPERANDS if any(way.operands == name for way in found)]
-    formats = [name for name in QUANTIZED_FORMATS if any(way.format == name for way in found)]
+    # the ways are in the catalogue's order; what it does not know (a record of a later version) comes last
+    operands = list(dict.fromkeys(way.operands for way in found))
+    known = [name for name in QUANTIZED_FORMATS if any(way.format == name for way in found)]
+    formats = list(dict.fromkeys([*known, *(way.format for way in found)]))
     with drawing():
         figure = new_figure(0.9 + 0.42 * len(formats), alternative="accuracy difference to the source after quantisation")
         panels = figure.subplots(1, len(operands), sharex=True, sharey=True, squeeze=False)[0]
@@ -246,15 +248,17 @@ def difference_figure(records: Sequence[RunRecord]) -> Figure:
             for way in here:
                 _dots(ax, way, formats.index(way.format), [w.look for w in here if w.format == way.format])
             ax.axvline(0, color="#333333", linewidth=0.9)
-            ax.set_title(plot_label(QUANTIZED_OPERANDS[name]))
+            ax.set_title(plot_label(QUANTIZED_OPERANDS.get(name, name)))
             ax.set_xlabel("Difference to the source (points)")
             ax.grid(axis="y", visible=False)
-        panels[0].set_yticks(range(len(formats)), [format_label(name) for name in formats])
+        panels[0].set_yticks(range(len(formats)), [plot_label(format_label(name)) for name in formats])
         panels[0].set_ylim(len(formats) - 0.5, -0.5)
         panels[0].margins(x=0.12)
         looks = dict.fromkeys(way.look for way in found)
         handles = [
-            Line2D([], [], color=color, marker=marker, linestyle="", markersize=9 if marker == "*" else 6, label=label)
+            Line2D(
+                [], [], color=color, marker=marker, linestyle="", markersize=9 if marker == "*" else 6, label=plot_label(label)
+            )
             for label, color, marker in looks
         ]
         legend_below(figure, handles, columns=2)

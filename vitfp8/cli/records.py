@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vitfp8.cli.tables import console, record_cells
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vitfp8.record import RunRecord
 
 
@@ -22,12 +25,16 @@ def runs(study: str | None, as_json: bool) -> None:
     from vitfp8.params import InputError
     from vitfp8.record import load_records
     from vitfp8.workflow.locate import EXECUTED
+    from vitfp8.workflow.study import check_study_name
 
+    if study:
+        check_study_name(study, "study")
     folders = [EXECUTED / study] if study else sorted(path for path in EXECUTED.glob("*") if path.is_dir())
     if study and not folders[0].is_dir():
         there = ", ".join(sorted(path.name for path in EXECUTED.glob("*") if path.is_dir())) or "none yet"
         raise InputError(f"study: {study!r}: there is no {folders[0]}; there are: {there}")
-    rows, problems = [], []
+    rows: list[tuple[str, Path, RunRecord]] = []
+    problems: list[str] = []
     for folder in folders:
         found, bad = load_records(folder)
         problems += bad
@@ -40,8 +47,8 @@ def runs(study: str | None, as_json: bool) -> None:
                 "status": record.status,
                 "origin": record.origin,
                 "reason": record.reason,
-                "progress": record.progress,
-                "metrics": record.metrics.model_dump(),
+                "progress": _for_json(record.progress),
+                "metrics": _for_json(record.metrics.model_dump()),
                 "path": str(path),
             }
             for name, path, record in rows
@@ -69,3 +76,14 @@ def _note(record: RunRecord) -> str:
     """What the table says of a run beside its figures."""
     parts = ["imported" if record.origin == "imported" else "", record.reason or ""]
     return ": ".join(part for part in parts if part)
+
+
+def _for_json(value: Any) -> Any:
+    """What JSON can hold: NaN and infinity, which it has no word for, are null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_for_json(item) for item in value]
+    return value

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vitfp8.params import InputError
-from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _json_safe
+from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _json_safe, validated
 
 JOURNAL = "journal.jsonl"
 LOCK = "run.lock"
@@ -41,26 +41,34 @@ def is_live(folder: Path) -> bool:
 def is_locked(lock_file: Path) -> bool:
     """Whether a living process holds a lock; a dead one's is released by the operating system, however it died.
 
+    Nothing is made, truncated or written: `filelock` would do all three to a file that a record merely names.
+
     Args:
-        lock_file: the lock's file; it need not exist and is not made.
+        lock_file: the lock's file; it need not exist.
     """
+    import fcntl
+
     try:
         if not lock_file.is_file():
             return False
-        lock = FileLock(lock_file)
-        lock.acquire(timeout=0)
-        lock.release()
+        handle = os.open(lock_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return False  # not to be read, or no file name at all: nobody trains there
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # what `filelock` holds is exclusive
         return False
-    except Timeout:
+    except BlockingIOError:
         return True
     except OSError:
-        return False  # a copy on a read-only medium: nobody trains there
+        return False  # a file system without locks, e.g. a copy on a read-only medium
+    finally:
+        os.close(handle)  # and with it the shared lock
 
 
 def record_from_journal(folder: Path) -> RunRecord | None:
     """Fold the events of a run folder's journal into its record; None when there is no readable journal.
 
-    A torn last line (the process died while writing) is passed over.
+    A torn last line (the process died while writing) is passed over, and so is an event that is damaged.
 
     Args:
         folder: the run folder.
@@ -70,6 +78,7 @@ def record_from_journal(folder: Path) -> RunRecord | None:
     except OSError:
         return None
     values: dict[str, Any] | None = None
+    rows: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
             event = _json_back(json.loads(line))
@@ -77,17 +86,28 @@ def record_from_journal(folder: Path) -> RunRecord | None:
             continue
         if not isinstance(event, dict):
             continue
-        if "begin" in event:
-            values = event["begin"]
+        if isinstance(begin := event.get("begin"), dict):
+            values, rows = begin, {}
+            history = begin.get("history")
+            for row in history if isinstance(history, list) else ():
+                _lay_row(rows, row)
         elif values is not None:
-            values.update(event.get("set", {}))
-            if "epoch" in event:
-                done = [row for row in values.get("history", []) if row["epoch"] < event["epoch"]["epoch"]]
-                values["history"] = [*done, event["epoch"]]
+            if isinstance(changes := event.get("set"), dict):
+                values.update(changes)
+            _lay_row(rows, event.get("epoch"))
     try:
-        return RunRecord.model_validate(values) if values else None
+        return validated({**values, "history": list(rows.values())}) if values else None
     except ValueError:
         return None
+
+
+def _lay_row(rows: dict[int, dict[str, Any]], row: object) -> None:
+    """Add the row of an epoch: it takes the place of that epoch and of all later ones; a damaged row is passed over."""
+    epoch = row.get("epoch") if isinstance(row, dict) else None
+    if isinstance(row, dict) and isinstance(epoch, int):
+        for later in [known for known in rows if known >= epoch]:
+            del rows[later]
+        rows[epoch] = row
 
 
 class RunJournal:

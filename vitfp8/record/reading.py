@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from vitfp8.catalog import catalogue_order
 from vitfp8.params import InputError
 from vitfp8.record.journal import JOURNAL, is_live, record_from_journal
@@ -27,6 +25,9 @@ if TYPE_CHECKING:
 class RecordError(InputError):
     """A notebook's record is missing or damaged; the message names the file."""
 
+
+#: An executed notebook has less than a megabyte; beyond this it is something else, and reading it would fill the memory.
+LARGEST_NOTEBOOK_BYTES = 200 * 1024 * 1024
 
 #: Notebook metadata key that tells "not a run" (an analysis) from "a run whose record is missing".
 MARKER = "vitfp8"
@@ -42,7 +43,11 @@ def read_payload(path: Path) -> dict[str, Any] | None:
         RecordError: the file is missing, no notebook, or holds no record.
     """
     try:
+        if path.stat().st_size > LARGEST_NOTEBOOK_BYTES:
+            raise RecordError(f"{path}: is larger than an executed notebook can be; is it another file?")
         notebook = json.loads(path.read_text(encoding="utf-8"))
+    except RecordError:
+        raise
     except FileNotFoundError:
         raise RecordError(f"{path}: there is no such notebook; `vitfp8 runs` lists what there is") from None
     except OSError as error:
@@ -53,16 +58,17 @@ def read_payload(path: Path) -> dict[str, Any] | None:
         raise RecordError(f"{path}: is not a notebook; run it again")
     metadata = notebook.get("metadata")
     marker = metadata.get(MARKER) if isinstance(metadata, dict) else None
-    if isinstance(marker, dict) and marker.get("kind") not in (None, "run"):
-        return None
     for cell in reversed(notebook["cells"]):
-        for output in reversed(cell.get("outputs") or []) if isinstance(cell, dict) else ():
+        outputs = cell.get("outputs") if isinstance(cell, dict) else None
+        for output in reversed(outputs) if isinstance(outputs, list) else ():
             data = output.get("data") if isinstance(output, dict) else None
             if isinstance(data, dict) and RECORD_MIME in data:
                 payload = data[RECORD_MIME]
-                if isinstance(payload, list):  # nbformat may split strings into lines; a record is an object
-                    raise RecordError(f"{path}: its record is damaged (a list); run it again")
-                return payload
+                if not isinstance(payload, dict):
+                    raise RecordError(f"{path}: its record is damaged (a {type(payload).__name__}, no object); run it again")
+                return payload  # whatever the marker says: what holds a record is a run
+    if isinstance(marker, dict) and isinstance(marker.get("kind"), str) and marker["kind"] != "run":
+        return None
     raise RecordError(f"{path}: holds no record: it ended before its record began, or is no run; run it again")
 
 
@@ -70,11 +76,15 @@ def _run_log(path: Path) -> list[dict[str, Any]]:
     """Events of the run log beside a notebook; a torn or damaged line is passed over."""
     log = path.with_suffix("").with_name(path.stem + ".log.jsonl")
     events = []
-    if log.is_file():
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    except OSError:
+        text = ""
+    if text:
+        for line in text.splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict):
                 events.append(event)
@@ -113,8 +123,8 @@ def read_record(path: str | Path) -> RunRecord:
         record = RunRecord.from_payload(payload)
     except RecordError as error:
         problem = error
-    except (ValueError, ValidationError, AttributeError, KeyError, TypeError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        why = str(error) or type(error).__name__
         problem = RecordError(f"{path}: its record cannot be read ({why}); run it again")
     if record is None or record.status == "running":
         journal = record_from_journal(folder)
@@ -123,9 +133,7 @@ def read_record(path: str | Path) -> RunRecord:
     if record is None:
         assert problem is not None
         raise problem
-    # a run folder beside the notebook is the run's own; the one that the record names may be the original of a copied one
-    where = folder if (folder / JOURNAL).is_file() or not record.run_folder else Path(record.run_folder)
-    if record.status == "running" and not is_live(where):
+    if record.status == "running" and not any(is_live(place) for place in run_folders(path, record)):
         record.status, record.reason = "interrupted", record.reason or "no process holds the run's lock any more"
     for event in _run_log(path):
         if event.get("event") == "note":
@@ -139,6 +147,28 @@ def read_record(path: str | Path) -> RunRecord:
         elif event.get("event") == "interrupted" and record.status == "interrupted":
             record.reason = str(event.get("reason", ""))
     return record
+
+
+def run_folders(notebook: Path, record: RunRecord) -> list[Path]:
+    """Where the run folder of a record may be: beside its notebook, else where the record says too.
+
+    A folder beside the notebook that holds a journal is the run's own: what the record names may be the original of a copy. And
+    a record from elsewhere is data: the place that it names is followed only below the notebook's folder or the working
+    directory, where a notebook that was executed without a runner has its run folder.
+
+    Args:
+        notebook: the executed notebook.
+        record: what it holds.
+    """
+    folders = [notebook.with_name(notebook.name.removesuffix(".ipynb"))]
+    if record.run_folder and not (folders[0] / JOURNAL).is_file():
+        try:
+            stated = Path(record.run_folder).resolve()
+            if any(stated.is_relative_to(top) for top in (notebook.parent.resolve(), Path.cwd())):
+                folders.append(stated)
+        except (OSError, ValueError, RuntimeError):
+            pass  # no file name of this system: it came from another one
+    return folders
 
 
 def load_records(folder: str | Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
@@ -169,12 +199,16 @@ def load_records(folder: str | Path) -> tuple[list[tuple[Path, RunRecord]], list
         except RecordError as error:
             problems.append(str(error))
     for journal in sorted(folder.glob("*/journal.jsonl")):
-        if journal.parent.with_suffix(".ipynb").name not in {path.name for path, _ in found}:
-            notebook = journal.parent.with_name(journal.parent.name + ".ipynb")
-            if not notebook.exists() and (record := record_from_journal(journal.parent)) is not None:
-                if record.status == "running" and not is_live(journal.parent):
-                    record.status = "interrupted"
-                found.append((notebook, record))
+        notebook = journal.parent.with_name(journal.parent.name + ".ipynb")
+        if notebook.exists():
+            continue
+        record = record_from_journal(journal.parent)
+        if record is not None:
+            if record.status == "running" and not is_live(journal.parent):
+                record.status = "interrupted"
+            found.append((notebook, record))
+        elif not is_live(journal.parent):  # a live one may be about to write its first line
+            problems.append(f"{journal}: holds no readable record, and there is no notebook beside its folder; run it again")
     found.sort(key=lambda pair: (catalogue_order(pair[1].experiment), pair[1].variant, pair[1].seed or 0))
     return found, problems
 
@@ -182,7 +216,7 @@ def load_records(folder: str | Path) -> tuple[list[tuple[Path, RunRecord]], list
 def _run_row(path: Path, record: RunRecord) -> dict[str, Any]:
     """One row of `load_runs`."""
     precision = record.precision
-    return {
+    row = {
         "run": path.stem,
         "experiment": record.experiment,
         "variant": record.variant,
@@ -197,21 +231,27 @@ def _run_row(path: Path, record: RunRecord) -> dict[str, Any]:
         "dataset": record.data.get("name") or record.parameters.get("dataset"),
         "model": record.model.get("name") or record.parameters.get("model"),
         "device": record.provenance.get("device"),
-        **{key: value for key, value in record.metrics.model_dump().items() if not isinstance(value, (dict, list))},
+        **{key: getattr(record.metrics, key) for key in type(record.metrics).model_fields},
         "epochs_done": record.progress.get("epoch"),
-        **{key: value for key, value in record.hardware.summary.items() if not isinstance(value, (dict, list))},
         "parameters_digest": record.parameters_digest,
         "code_digest": record.provenance.get("code_digest"),
         "data_digest": record.data.get("digest"),
         "started": record.started,
         "path": str(path),
     }
+    further = record.hardware.summary | (record.metrics.model_extra or {})
+    return _beside(row, {key: value for key, value in further.items() if not isinstance(value, (dict, list))})
+
+
+def _beside(row: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
+    """A row with what else a record holds: a name that it chose itself never takes the place of what we say of it."""
+    return row | {key: value for key, value in further.items() if key not in row}
 
 
 def _history_rows(path: Path, record: RunRecord) -> list[dict[str, Any]]:
     """The rows of `load_history` that one run gives."""
     identity = {"run": path.stem, "experiment": record.experiment, "variant": record.variant, "seed": record.seed}
-    return [{**identity, **row.model_dump()} for row in record.history]
+    return [_beside(identity, row.model_dump()) for row in record.history]
 
 
 def _quantization_rows(path: Path, record: RunRecord) -> list[dict[str, Any]]:
@@ -234,11 +274,8 @@ def _quantization_rows(path: Path, record: RunRecord) -> list[dict[str, Any]]:
     rows = []
     for row in record.quantization:
         export = row.export or {}
-        rows.append(
-            identity
-            | row.model_dump(exclude={"predictions", "export"})
-            | {"export_bytes": export.get("bytes"), "export_same_predictions": export.get("same_predictions"), "path": str(path)}
-        )
+        own = {"export_bytes": export.get("bytes"), "export_same_predictions": export.get("same_predictions"), "path": str(path)}
+        rows.append(_beside(identity | own, row.model_dump(exclude={"predictions", "export"})))
     return rows
 
 

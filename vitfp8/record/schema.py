@@ -12,9 +12,10 @@ import hashlib
 import json
 import math
 import zlib
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 #: The MIME type under which a record stands in an executed notebook.
 RECORD_MIME = "application/vnd.vitfp8.record+json"
@@ -25,7 +26,26 @@ SCHEMA_VERSION = 1
 Status = Literal["running", "completed", "interrupted", "diverged", "failed"]
 
 #: A decompressed payload beyond this is refused: a record of a long run has a few megabytes.
-LARGEST_BULK_BYTES = 512 * 1024 * 1024
+LARGEST_BULK_BYTES = 64 * 1024 * 1024
+
+
+def _within(low: float, high: float) -> Callable[[float | None], float | None]:
+    """A check that a number can be what it is said to be; NaN and None, which say that it is not known, pass."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not math.isnan(value) and not low <= value <= high:
+            raise ValueError(f"must be from {low:g} to {high:g}")
+        return value
+
+    return check
+
+
+#: What a record may say: a wild number in one record must not stop the tables and figures of all the others.
+_Fraction = Annotated[float | None, AfterValidator(_within(0, 1))]
+_Difference = Annotated[float | None, AfterValidator(_within(-1, 1))]
+_Amount = Annotated[float | None, AfterValidator(_within(0, math.inf))]
+_Count = Annotated[int | None, Field(ge=0, lt=2**63)]
+_Classes = list[Annotated[int, Field(ge=-(2**31), lt=2**31)]]
 
 
 class _Part(BaseModel):
@@ -54,20 +74,20 @@ class EpochRow(_Part):
         skipped_steps: optimizer steps skipped in this epoch because a gradient overflowed.
     """
 
-    epoch: int
+    epoch: Annotated[int, Field(ge=0, lt=2**31)]
     train_loss: float | None = None
-    train_acc: float | None = None
+    train_acc: _Fraction = None
     clean_train_loss: float | None = None
-    clean_train_acc: float | None = None
+    clean_train_acc: _Fraction = None
     val_loss: float | None = None
-    val_acc: float | None = None
+    val_acc: _Fraction = None
     learning_rate: float | None = None
-    epoch_seconds: float | None = None
-    train_seconds: float | None = None
-    images_per_second: float | None = None
+    epoch_seconds: _Amount = None
+    train_seconds: _Amount = None
+    images_per_second: _Amount = None
     grad_norm: float | None = None
     loss_scale: float | None = None
-    skipped_steps: int | None = None
+    skipped_steps: _Count = None
 
 
 #: The columns of an epoch that a repeat on the same machine must reproduce bit by bit; the others are time.
@@ -129,23 +149,23 @@ class Metrics(_Part):
     epoch. The generalisation gap is `final_train_acc` − `final_val_acc`, the former on the clean subset.
     """
 
-    epochs: int | None = None
-    best_epoch: int | None = None
-    best_val_acc: float | None = None
-    final_train_acc: float | None = None
-    final_val_acc: float | None = None
-    generalization_gap: float | None = None
+    epochs: _Count = None
+    best_epoch: _Count = None
+    best_val_acc: _Fraction = None
+    final_train_acc: _Fraction = None
+    final_val_acc: _Fraction = None
+    generalization_gap: _Difference = None
     final_train_loss: float | None = None
     final_val_loss: float | None = None
-    test_acc: float | None = None
+    test_acc: _Fraction = None
     test_loss: float | None = None
-    best_test_acc: float | None = None
+    best_test_acc: _Fraction = None
     best_test_loss: float | None = None
-    train_seconds: float | None = None
-    epoch_seconds_mean: float | None = None
-    epoch_seconds_sd: float | None = None
-    images_per_second: float | None = None
-    skipped_steps: int | None = None
+    train_seconds: _Amount = None
+    epoch_seconds_mean: _Amount = None
+    epoch_seconds_sd: _Amount = None
+    images_per_second: _Amount = None
+    skipped_steps: _Count = None
 
 
 class Hardware(_Part):
@@ -185,22 +205,22 @@ class QuantizationRow(_Part):
     granularity: str
     operands: str
     activation_scales: str | None = None
-    test_acc: float | None = None
+    test_acc: _Fraction = None
     test_loss: float | None = None
-    accuracy_difference: float | None = None
+    accuracy_difference: _Difference = None
     loss_difference: float | None = None
-    mcnemar_p: float | None = None
-    only_source_correct: int | None = None
-    only_quantized_correct: int | None = None
-    changed_predictions: float | None = None
+    mcnemar_p: _Amount = None
+    only_source_correct: _Count = None
+    only_quantized_correct: _Count = None
+    changed_predictions: _Fraction = None
     logit_sqnr_db: float | None = None
     logit_cosine: float | None = None
-    weight_bits: int | None = None
-    weight_bytes: int | None = None
-    source_weight_bytes: int | None = None
-    nonfinite_logits: int | None = None
+    weight_bits: _Count = None
+    weight_bytes: _Count = None
+    source_weight_bytes: _Count = None
+    nonfinite_logits: _Count = None
     export: dict[str, Any] | None = None
-    predictions: list[int] = Field(default_factory=list)
+    predictions: _Classes = Field(default_factory=list)
 
 
 class SensitivityRow(_Part):
@@ -221,11 +241,11 @@ class SensitivityRow(_Part):
     format: str
     granularity: str
     operands: str
-    val_acc: float | None = None
+    val_acc: _Fraction = None
     val_loss: float | None = None
-    accuracy_difference: float | None = None
+    accuracy_difference: _Difference = None
     loss_difference: float | None = None
-    changed_predictions: float | None = None
+    changed_predictions: _Fraction = None
     logit_sqnr_db: float | None = None
 
 
@@ -267,10 +287,10 @@ class RunRecord(_Part):
     """
 
     schema_version: int = SCHEMA_VERSION
-    kind: str = "run"
+    kind: Literal["run", "quantization"] = "run"
     experiment: str
     variant: str = ""
-    seed: int | None = None
+    seed: _Count = None
     origin: Literal["run", "imported"] = "run"
     status: Status = "running"
     reason: str | None = None
@@ -290,7 +310,7 @@ class RunRecord(_Part):
     metrics: Metrics = Field(default_factory=Metrics)
     hardware: Hardware = Field(default_factory=Hardware)
     history: list[EpochRow] = Field(default_factory=list)
-    predictions: dict[str, list[int]] = Field(default_factory=dict)
+    predictions: dict[str, _Classes] = Field(default_factory=dict)
     health: dict[str, Any] = Field(default_factory=dict)
     checkpoints: dict[str, str] = Field(default_factory=dict)
     deterministic: dict[str, Any] = Field(default_factory=dict)
@@ -298,6 +318,29 @@ class RunRecord(_Part):
     source: dict[str, Any] = Field(default_factory=dict)
     quantization: list[QuantizationRow] = Field(default_factory=list)
     sensitivity: list[SensitivityRow] = Field(default_factory=list)
+
+    @field_validator("health")
+    @classmethod
+    def _health_in_columns(cls, health: dict[str, Any]) -> dict[str, Any]:
+        """Refuse numeric health that is no names with columns of numbers: figures index the one by the other."""
+        names = [health.get("layers", []), health.get("operands", [])]
+        samples, steps = health.get("samples", {}), health.get("steps", {})
+        if not all(isinstance(listed, list) and all(isinstance(name, str) for name in listed) for listed in names):
+            raise ValueError("layers and operands must be lists of names")
+        if not isinstance(samples, dict) or not isinstance(steps, dict):
+            raise ValueError("samples and steps must be columns")
+        if samples and not all(isinstance(health.get(key), list) for key in ("layers", "operands")):
+            raise ValueError("samples without layers and operands")
+        columns = [samples.get(key, []) for key in samples] + [steps.get(key, []) for key in steps if key != "stride"]
+        if not all(isinstance(column, list) and all(map(_is_number, column)) for column in columns):
+            raise ValueError("samples and steps must be columns of numbers")
+        places = [samples.get(key, []) for key in ("step", "layer", "operand")]
+        if not all(isinstance(place, int) and place >= 0 for column in places for place in column):
+            raise ValueError("step, layer and operand of a sample must be whole numbers")
+        stride = steps.get("stride", 1)
+        if not isinstance(stride, int) or not 1 <= stride < 2**31:
+            raise ValueError("stride must be a whole number from 1")
+        return health
 
     @property
     def run_name(self) -> str:
@@ -355,18 +398,47 @@ class RunRecord(_Part):
         """
         if not isinstance(payload, dict) or "schema_version" not in payload:
             raise ValueError("the record has no schema_version")
-        if not isinstance(payload["schema_version"], int) or payload["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(
-                f"schema version {payload['schema_version']!r} is later than {SCHEMA_VERSION}, which this vitfp8 reads: update it"
-            )
-        values: dict[str, Any] = _json_back({key: value for key, value in payload.items() if key != "bulk"})
+        version = payload["schema_version"]
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ValueError(f"schema version {str(version)[:40]!r} is none")
+        if version > SCHEMA_VERSION:
+            raise ValueError(f"schema version {version} is later than {SCHEMA_VERSION}, which this vitfp8 reads: update it")
+        try:
+            values: dict[str, Any] = _json_back({key: value for key, value in payload.items() if key != "bulk"})
+        except RecursionError:
+            raise ValueError("is nested too deeply") from None
         bulk = expand(payload["bulk"]) if payload.get("bulk") else {}
+        for name, part in (("its compressed part", bulk), ("hardware", values.setdefault("hardware", {}))):
+            if not isinstance(part, dict):
+                raise ValueError(f"{name} is no mapping")
         values.update({key: bulk[key] for key in _BULKY if key in bulk})
         values["history"] = _rows(values.get("history", {}))
-        values.setdefault("hardware", {})["samples"] = bulk.get("hardware_samples", {})
-        if values.get("precision"):
+        values["hardware"]["samples"] = bulk.get("hardware_samples", {})
+        if isinstance(values.get("precision"), dict):
             values["precision"]["layers"] = bulk.get("precision_layers", [])
-        return cls.model_validate(values)
+        return validated(values)
+
+
+def validated(values: dict[str, Any]) -> RunRecord:
+    """A record from its fields.
+
+    Args:
+        values: field → value, as JSON knows them.
+
+    Raises:
+        ValueError: the first thing that is wrong, named by its place.
+    """
+    try:
+        return RunRecord.model_validate(values)
+    except ValidationError as failure:
+        error = failure.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, error["loc"])) or "the record"
+        raise ValueError(f"{place[:100]}: {error['msg'].removeprefix('Value error, ')[:150]}") from None
+
+
+def _is_number(value: object) -> bool:
+    """Whether a figure can draw a value: a number or None; a huge integer is no number that a float can be."""
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 _BULKY = ("history", "predictions", "health", "quantization", "sensitivity")
@@ -395,6 +467,8 @@ def expand(text: str) -> Any:
         data = decoder.decompress(base64.b64decode(text, validate=True), LARGEST_BULK_BYTES)
         if decoder.unconsumed_tail:
             raise ValueError("the compressed part of the record is unreasonably large")
+        if not decoder.eof:
+            raise zlib.error("its end is missing")
         return _json_back(json.loads(data))
     except (zlib.error, TypeError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(f"the compressed part of the record is damaged ({error})") from None
@@ -432,5 +506,7 @@ def _rows(columns: dict[str, list[Any]] | list[dict[str, Any]]) -> list[dict[str
     """Columns as rows; rows are left as they are."""
     if isinstance(columns, list):
         return columns
+    if not isinstance(columns, dict) or not all(isinstance(column, list) for column in columns.values()):
+        raise ValueError("the history is no table of columns")
     count = max((len(column) for column in columns.values()), default=0)
     return [{key: column[i] for key, column in columns.items() if i < len(column)} for i in range(count)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitfp8.params import InputError
-from vitfp8.record.reading import RecordError, read_record
+from vitfp8.record.reading import RecordError, read_record, run_folders
 from vitfp8.record.schema import RunRecord
 
 #: Status of a source that is no source → what to do about it.
@@ -97,9 +97,7 @@ def best_weights(place: str | Path, record: RunRecord) -> Path:
         InputError: the file is not there.
     """
     notebook = notebook_of(place)
-    folders = [notebook.with_name(notebook.name.removesuffix(".ipynb"))]
-    if record.run_folder:
-        folders.append(Path(record.run_folder))
+    folders = run_folders(notebook, record)
     for folder in folders:
         if (folder / "checkpoints" / "best.pt").is_file():
             return folder / "checkpoints" / "best.pt"

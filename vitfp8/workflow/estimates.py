@@ -180,7 +180,7 @@ def _wall_seconds(record: RunRecord) -> float | None:
     """From begin to end of a run, in seconds."""
     try:
         return (datetime.fromisoformat(record.finished or "") - datetime.fromisoformat(record.started or "")).total_seconds()
-    except ValueError:
+    except (ValueError, TypeError):  # a time without zone has no difference to one with a zone
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -65,4 +66,6 @@ def preset_file(preset: str) -> Path:
     """
     if preset.endswith((".yaml", ".yml")):
         return Path(preset)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", preset):
+        raise InputError(f"--preset: {preset!r}: is neither the name of a preset nor a file that ends in .yaml; check it")
     return find_file(f"params/presets/{preset}.yaml", what=f"--preset: {preset!r}")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, suggest, validate
@@ -177,7 +178,7 @@ def plan_batch(
     return planned
 
 
-def kind_of(params: RunParams | QuantizeParams) -> str:
+def kind_of(params: RunParams | QuantizeParams) -> Literal["run", "quantization"]:
     """The kind of the record of a run: ``run`` of a training, ``quantization`` of a trained model.
 
     Args:

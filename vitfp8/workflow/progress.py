@@ -91,7 +91,7 @@ def _live_batches(folder: Path) -> list[dict[str, Any]]:
     said = []
     for path in sorted(folder.glob(_PATTERN)):
         if is_locked(path.with_suffix(".lock")):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, RecursionError):
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(content, dict) and isinstance(content.get("runs"), list):
                     said.append(content)
@@ -198,14 +198,16 @@ def study_progress(folder: Path) -> StudyProgress:
 
 def _number(value: object) -> float | None:
     """A number that another process wrote, if it is one."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < 1e12:
+        return None
+    return float(value)
 
 
 def _seconds_left(record: RunRecord, folder: Path) -> float | None:
     """What is left of a running training, from its latest epochs and from how long the present one has taken so far."""
     done = [row.epoch_seconds for row in record.history if row.epoch_seconds is not None][-_RECENT_EPOCHS:]
     epochs, epoch = record.progress.get("epochs"), record.progress.get("epoch")
-    if not done or not isinstance(epochs, int) or not isinstance(epoch, int):
+    if not done or not isinstance(epochs, int) or not isinstance(epoch, int) or not 0 <= epoch <= epochs < 2**31:
         return None
     each = statistics.median(done)
     since = 0.0

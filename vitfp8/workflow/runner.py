@@ -207,7 +207,7 @@ def _lock(planned: PlannedRun) -> Iterator[bool]:
     planned.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(planned.folder / RUNNER_LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # whoever only asks whether it is held holds it for an instant
     except Timeout:
         yield False
         return

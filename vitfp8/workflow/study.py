@@ -10,19 +10,38 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import InputError, Layer, read_layer, suggest
+from vitfp8.params import InputError, Layer, _Float, _shown, _Text, _whole_number, read_layer, suggest
 from vitfp8.workflow.locate import places
 
 #: The study that `vitfp8 run` executes when neither study nor preset is named.
 DEFAULT_STUDY = "paper"
 
+#: Most seeds of a study.
+_MOST_SEEDS = 1000
+
+#: Names that Windows gives to devices: a study of that name cannot be copied there.
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
 
 def _seed_list(value: object) -> object:
     """``3`` means the seeds 0, 1, 2; a list is taken as it is."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not 1 <= value <= 1000:
-            raise ValueError("give 1 to 1000 seeds, or a list of them")
-        return list(range(value))
+    if isinstance(value, list):
+        seeds = [_whole_number(item) for item in value]
+        if not 1 <= len(seeds) <= _MOST_SEEDS or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):
+            raise ValueError(f"give 1 to {_MOST_SEEDS} whole numbers from 0 to 2147483647")
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("one is named twice; name each once")
+        return seeds
+    count = _whole_number(value)
+    if not isinstance(count, int) or not 1 <= count <= _MOST_SEEDS:
+        raise ValueError(f"give 1 to {_MOST_SEEDS} seeds, or a list of them")
+    return list(range(count))
+
+
+def _experiment_list(value: object) -> object:
+    """A list that names at least one experiment."""
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError("give a list of experiments, e.g. [BaseFP32, AugmFP32]")
     return value
 
 
@@ -39,11 +58,13 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    question: str = ""
-    preset: str | None = None
-    experiments: tuple[str, ...] = tuple(name for name, row in EXPERIMENTS.items() if row.core)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_seed_list)] = (0,)
-    cooldown: float = Field(default=0.0, ge=0, le=86400)
+    question: _Text = ""
+    preset: Annotated[str, Field(strict=True, min_length=1, max_length=1000)] | None = None
+    experiments: Annotated[tuple[str, ...], BeforeValidator(_experiment_list)] = tuple(
+        name for name, row in EXPERIMENTS.items() if row.core
+    )
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seed_list)] = (0,)
+    cooldown: Annotated[_Float, Field(ge=0, le=86400)] = 0.0
 
     @field_validator("experiments")
     @classmethod
@@ -70,14 +91,17 @@ def check_experiments(names: Sequence[str], where: str = "experiment") -> None:
         raise InputError(f"{where}: {', '.join(names)}: one is named twice; name each once")
 
 
-def check_study_name(name: str) -> str:
-    """Refuse a study name that is no plain folder name.
+def check_study_name(name: str, where: str = "--study") -> str:
+    """Refuse a study name that is no plain folder name on every system: a study never leaves its folder.
 
     Args:
         name: what the user gave.
+        where: how an error line begins.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", name):
-        raise InputError(f"--study: {name!r}: is no folder name; take letters, digits, '-', '_' and '.'")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", name) or name.endswith("."):
+        raise InputError(f"{where}: {_shown(name)}: is no folder name; take letters, digits, '-', '_' and '.'")
+    if _RESERVED.fullmatch(name):
+        raise InputError(f"{where}: {_shown(name)}: is the name of a device on Windows; take another")
     return name
 
 
@@ -108,14 +132,15 @@ def parse_study(layer: Layer) -> Study:
     known = list(Study.model_fields)
     for key in layer.values:
         if key not in known:
-            raise InputError(f"{layer.where(key)}: unknown key {key!r} of a study; {suggest(key, known)}")
+            raise InputError(f"{layer.where(key)}: unknown key {_shown(key)} of a study; {suggest(key, known)}")
     try:
         return Study(**layer.values)
     except ValidationError as failure:
         error: Any = failure.errors(include_url=False)[0]
         key = str(error["loc"][0])
         cause = error.get("ctx", {}).get("error")
-        raise InputError(f"{layer.where(key)}: {key}: {layer.values.get(key)!r}: {cause or error['msg']}") from None
+        way_out = f"must be {error['msg'].removeprefix('Input should be ').removeprefix('a valid ')}; correct it there"
+        raise InputError(f"{layer.where(key)}: {key}: {_shown(layer.values.get(key))}: {cause or way_out}") from None
 
 
 def resolve_study(name: str | None, preset: str | None) -> tuple[str, Study]:

@@ -16,7 +16,7 @@ from vitfp8.params import InputError
 from vitfp8.workflow.export.prose import Node, safe_url
 
 #: Larger is no citation file.
-_LARGEST_FILE = 1_000_000
+_LARGEST_FILE = 200_000
 _ORCID = re.compile(r"(?:https?://orcid\.org/)?(\d{4}-\d{4}-\d{4}-\d{3}[\dX])")
 
 
@@ -84,10 +84,12 @@ def read_citation(path: Path) -> Citation:
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or type(error).__name__
+        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise InputError(f"{path}: is no YAML{place}: {str(reason).splitlines()[0]}; correct it there") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no keys; a citation file begins with cff-version, title and authors")
@@ -120,6 +122,8 @@ def _text(entry: Mapping[Any, Any], key: str, path: Path, where: str = "") -> st
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float, datetime.date)):
         raise InputError(f"{path}: '{where}{key}' is {type(value).__name__}, a text is expected; put it in quotes")
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write out very large numbers
+        raise InputError(f"{path}: '{where}{key}' is a number of {value.bit_length()} bits, a text is expected; put it in quotes")
     return " ".join(str(value).split())
 
 
