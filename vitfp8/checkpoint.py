@@ -91,7 +91,8 @@ def _keep(path: Path, before: Path) -> None:
     except OSError:
         shutil.copyfile(path, aside)
     note_aside = aside.with_suffix(".sha256.tmp")
-    note_aside.write_text(_note(path).read_text())
+    digest = (_note(path).read_text(errors="replace").split() or ["none"])[0]
+    note_aside.write_text(f"{digest}  {before.name}\n")  # in sha256sum's format: it must name the file that it stands beside
     note_aside.replace(_note(before))
     aside.replace(before)
 

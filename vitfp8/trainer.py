@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfp8.checkpoint import CheckpointError, first_sound, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
 from vitfp8.data import ImageData, TrainBatches, eval_batches
 from vitfp8.model import decay_groups
 from vitfp8.params import InputError, RunParams
@@ -418,6 +418,8 @@ class ViTTrainer:
             self._load_state(state)
         except (KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{path}: does not fit this run ({error}); give another run_folder") from None
+        if path.stem == "last":  # a file cannot hold its own digest, and a training that had come to its end saves none again
+            self.checkpoints["last"] = file_digest(path)
         return [f"{problem}; continued from {path.name}, the one before" for problem in problems]
 
     def _load_state(self, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,16 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
-from vitfp8.record.journal import RunJournal, is_live, is_locked, now, record_from_journal
+from vitfp8.record.journal import (
+    JOURNAL,
+    JournalError,
+    RunJournal,
+    append_line,
+    is_live,
+    is_locked,
+    now,
+    record_from_journal,
+    summary_line,
+)
 from vitfp8.record.provenance import code_digest, collect_provenance, git_state, processor_and_cores
 from vitfp8.record.reading import (
     RecordError,
@@ -22,13 +32,16 @@ from vitfp8.record.schema import (
     RunRecord,
     SensitivityRow,
     digest_of,
+    payload_digest,
 )
 from vitfp8.record.source import best_weights, notebook_of, read_source, source_command
 
 __all__ = [
+    "JOURNAL",
     "RECORD_MIME",
     "EpochRow",
     "Hardware",
+    "JournalError",
     "LayerPrecision",
     "Metrics",
     "Precision",
@@ -37,6 +50,7 @@ __all__ = [
     "RunJournal",
     "RunRecord",
     "SensitivityRow",
+    "append_line",
     "append_to_run_log",
     "best_weights",
     "code_digest",
@@ -51,9 +65,11 @@ __all__ = [
     "load_runs",
     "notebook_of",
     "now",
+    "payload_digest",
     "processor_and_cores",
     "read_record",
     "read_source",
     "record_from_journal",
     "source_command",
+    "summary_line",
 ]

@@ -341,7 +341,7 @@ class RunRecord(_Part):
         bulk["history"] = _columns(bulk["history"])
         header: dict[str, Any] = _json_safe(values)
         header["bulk"] = compress(bulk)
-        return header
+        return {**header, PAYLOAD_DIGEST: payload_digest(header)}
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> RunRecord:
@@ -359,7 +359,7 @@ class RunRecord(_Part):
             raise ValueError(
                 f"schema version {payload['schema_version']!r} is later than {SCHEMA_VERSION}, which this vitfp8 reads: update it"
             )
-        values: dict[str, Any] = _json_back({key: value for key, value in payload.items() if key != "bulk"})
+        values: dict[str, Any] = _json_back({key: value for key, value in payload.items() if key not in ("bulk", PAYLOAD_DIGEST)})
         bulk = expand(payload["bulk"]) if payload.get("bulk") else {}
         values.update({key: bulk[key] for key in _BULKY if key in bulk})
         values["history"] = _rows(values.get("history", {}))
@@ -369,6 +369,9 @@ class RunRecord(_Part):
         return cls.model_validate(values)
 
 
+#: Key of a payload under which the digest of all the rest stands; records of earlier versions have none.
+PAYLOAD_DIGEST = "payload_digest"
+
 _BULKY = ("history", "predictions", "health", "quantization", "sensitivity")
 
 
@@ -376,6 +379,15 @@ def digest_of(value: Any) -> str:
     """SHA-256, hexadecimal, of a JSON-able value in canonical form (sorted keys, shortest round-trip floats)."""
     text = json.dumps(_json_safe(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def payload_digest(payload: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, of everything in a payload but its own digest: any number edited by hand changes it.
+
+    Args:
+        payload: as a notebook carries it.
+    """
+    return digest_of({key: value for key, value in payload.items() if key != PAYLOAD_DIGEST})
 
 
 def compress(value: Any) -> str:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from vitfp8.monitor import Heat, read_heat
 from vitfp8.params import InputError, RunParams
 from vitfp8.record import (
+    JournalError,
     RecordError,
     RunJournal,
     RunRecord,
@@ -142,6 +143,8 @@ def _execute_run(
             if not held:
                 return _result(planned, status="running", note="another command is running it"), False
             return _execute_locked(planned, batch, signals, timeout=timeout, on_change=on_change)
+    except JournalError as error:
+        return _result(planned, status="failed", note=str(error)), True
     except OSError as error:
         place = error.filename or planned.folder
         note = f"{place}: cannot be written ({error.strerror or error}); make room, or check permissions"
