@@ -16,6 +16,7 @@ from vitfp8.cli.bench import bench
 from vitfp8.cli.machine import check, monitor
 from vitfp8.cli.records import runs
 from vitfp8.cli.report import report
+from vitfp8.cli.verify import verify
 from vitfp8.cli.watch import watch
 
 
@@ -42,5 +43,5 @@ def main() -> None:
     """Train Vision Transformers in FP32, BF16, FP16 and FP8, as notebooks, and report what low precision costs."""
 
 
-for command in (run, check, runs, watch, report, monitor, bench):
+for command in (run, check, runs, watch, verify, report, monitor, bench):
     main.add_command(command)
