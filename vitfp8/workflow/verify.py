@@ -258,6 +258,11 @@ def _parameter_file(run: _Run) -> Iterator[Found]:
         yield "note", f"{files} would give other values today, without -p: {'; '.join(changed)}"
 
 
+#: Fields of a run that has not finished in which journal and notebook may be of different moments.
+_GROWING = ("status", "reason", "finished", "progress", "metrics", "hardware", "predictions", "health", "checkpoints",
+            "deterministic", "source", "quantization", "sensitivity")  # fmt: skip
+
+
 def _journal(run: _Run) -> Iterator[Found]:
     """The journal: the record's other copy."""
     if not run.folder.is_dir():
@@ -271,11 +276,14 @@ def _journal(run: _Run) -> Iterator[Found]:
         yield "note", f"{run.folder / JOURNAL} is of another execution than the notebook"
         return
     here, there = run.record.model_dump(mode="python"), run.own_journal.model_dump(mode="python")
-    if not run.finished and run.record.status != run.own_journal.status:  # the notebook was not saved to the end
-        if is_live(run.folder):
-            yield "note", "it is being executed now"
-        count = len(here["history"])
-        here, there = {"history": here["history"]}, {"history": there["history"][:count]}
+    if is_live(run.folder):
+        yield "note", "it is being executed now"
+    if not run.finished:
+        count = min(len(here["history"]), len(there["history"]))
+        here, there = (
+            {**{key: value for key, value in each.items() if key not in _GROWING}, "history": each["history"][:count]}
+            for each in (here, there)
+        )
     found = list(differences(here, there))
     for where, one, other in found[:5]:
         yield "FAILED", f"{where}: {shown(one)} in the notebook, {shown(other)} in {run.folder / JOURNAL}"

@@ -75,8 +75,8 @@ def _as_validated(values: dict[str, Any], record: RunRecord) -> dict[str, Any]:
     kind = parameters_of(record.experiment)
     later = {key: note.neutral for key, note in field_notes(kind).items() if note.neutral is not ... and key not in values}
     try:
-        valid = kind(**(later | values)).model_dump()
-    except (ValidationError, TypeError):
+        valid = kind.model_validate(later | values).model_dump()
+    except ValidationError:
         return values
     return {key: value for key, value in valid.items() if key not in later or key in record.parameters}
 
