@@ -20,6 +20,7 @@ from vitfp8.record.reading import (
     load_records,
     load_runs,
     read_record,
+    says_its_end,
 )
 from vitfp8.record.schema import (
     RECORD_MIME,
@@ -70,6 +71,7 @@ __all__ = [
     "read_record",
     "read_source",
     "record_from_journal",
+    "says_its_end",
     "source_command",
     "summary_line",
 ]

@@ -68,6 +68,19 @@ def read_payload(path: Path) -> dict[str, Any] | None:
     raise RecordError(f"{path}: holds no record: it ended before its record began, or is no run; run it again")
 
 
+def says_its_end(path: Path) -> bool:
+    """Whether a notebook itself says how its run ended, not its journal alone: it was written to the end.
+
+    Args:
+        path: an executed notebook; it need not exist.
+    """
+    try:
+        payload = read_payload(path)
+    except RecordError:
+        return False
+    return isinstance(payload, dict) and payload.get("status") != "running"
+
+
 def _run_log(path: Path) -> list[dict[str, Any]]:
     """Events of the run log beside a notebook; a torn or damaged line is passed over."""
     log = path.with_suffix("").with_name(path.stem + ".log.jsonl")

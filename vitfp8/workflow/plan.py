@@ -10,7 +10,17 @@ from pathlib import Path
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, suggest, validate
 from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
-from vitfp8.record import RecordError, RunRecord, code_digest, is_live, is_locked, read_record, read_source, source_command
+from vitfp8.record import (
+    RecordError,
+    RunRecord,
+    code_digest,
+    is_live,
+    is_locked,
+    read_record,
+    read_source,
+    says_its_end,
+    source_command,
+)
 from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file, template
 from vitfp8.workflow.study import Study, check_experiments, check_study_name
 
@@ -162,6 +172,8 @@ def plan_batch(
             output = folder / f"{params.run_name}.ipynb"
             params = params.model_copy(update={"run_folder": str(output.with_suffix(""))})
             action, why = decide(output, params, force)
+            if action not in ("keep", "busy"):
+                _check_writable(output.with_suffix("") / "checkpoints")
             run = PlannedRun(
                 params=params,
                 injected=params.model_dump(),
@@ -256,6 +268,8 @@ def decide(
         return "replace", "--force; the old record is moved aside"
     if changed:
         raise InputError(f"{output}: is {state}{changed}; --force moves it aside and runs it anew, or give another --study")
+    if finished and not says_its_end(output):
+        return "continue", f"{record.status}, but its notebook was not written to the end"
     if finished:
         return "keep", f"{record.status}, same parameters and code"
     return "continue", f"{record.status} after {record.progress.get('unit', 'epoch')} {record.progress.get('epoch', 0)}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,6 +26,7 @@ from vitfp8.record import (
     now,
     read_record,
     record_from_journal,
+    says_its_end,
 )
 from vitfp8.workflow.execution import Execution, Signals, execute, listening
 from vitfp8.workflow.plan import RUNNER_LOCK, PlannedRun, kind_of
@@ -194,6 +197,8 @@ def _execute_locked(
         while_waiting=lambda: on_change(batch),
     )
     _write_down(planned, ended, timeout)
+    if ended.error is not None and ended.signal is None and not ended.timed_out and not says_its_end(planned.output):
+        return _result(planned, status="failed", note=ended.error), True  # also where the run log could not be written
     return _result(planned, note=ended.error or ""), True
 
 
@@ -225,25 +230,26 @@ def _lock(planned: PlannedRun) -> Iterator[bool]:
 
 def _move_aside(planned: PlannedRun) -> None:
     """Move a lab record, its run log and what is in its run folder into ``superseded/``; nothing is deleted."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{planned.output.stem}@{stamp}"
     place = planned.output.parent / SUPERSEDED
     place.mkdir(parents=True, exist_ok=True)
+    stamp = f"{planned.output.stem}@{datetime.now():%Y%m%d-%H%M%S}"
+    names = (stamp if number == 1 else f"{stamp}-{number}" for number in count(1))
+    name = next(name for name in names if not any(place.glob(f"{name}*")))  # a clock that was set back gives a name twice
     for path in (planned.output, planned.output.with_name(planned.output.stem + ".log.jsonl")):
         if path.exists():
-            path.rename(place / (name + path.name.removeprefix(planned.output.stem)))
+            shutil.move(path, place / (name + path.name.removeprefix(planned.output.stem)))
     content = [path for path in planned.folder.iterdir() if path.name != RUNNER_LOCK]  # the lock stays with whoever holds it
     if content:
         (place / name).mkdir()
         for path in content:
-            path.rename(place / name / path.name)
+            shutil.move(path, place / name / path.name)  # the run folder may be on a disk of its own
 
 
 def _begin(planned: PlannedRun) -> None:
     """Say in the run's journal what is about to run: even a kernel that never starts leaves a record."""
     if planned.output.exists():
-        attempts = len(list(planned.folder.glob("attempt-*.ipynb")))
-        planned.output.rename(planned.folder / f"attempt-{attempts + 1}.ipynb")
+        attempts = (planned.folder / f"attempt-{number}.ipynb" for number in count(1))
+        shutil.move(planned.output, next(path for path in attempts if not path.exists()))
     if record_from_journal(planned.folder) is None:
         params = planned.params
         record = RunRecord(

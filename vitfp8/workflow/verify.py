@@ -278,6 +278,9 @@ def _journal(run: _Run) -> Iterator[Found]:
     here, there = run.record.model_dump(mode="python"), run.own_journal.model_dump(mode="python")
     if is_live(run.folder):
         yield "note", "it is being executed now"
+    elif run.record.status == "running" and run.own_journal.status != "running":
+        level = "FAILED" if run.own_journal.status in ("completed", "diverged") else "note"
+        yield level, f"the notebook was not written to the end: {run.folder / JOURNAL} ends as {run.own_journal.status}"
     if not run.finished:
         count = min(len(here["history"]), len(there["history"]))
         here, there = (
