@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import TOP
 from vitfp8.params import InputError
 from vitfp8.record import RECORD_MIME, RunRecord, digest_of, read_record
-from vitfp8.workflow.rerun import why_not_promised
+from vitfp8.workflow.rerun import name_of, why_not_promised
 from vitfp8.workflow.verify import Check, find_notebooks, verify, verify_data
 from vitfp8.workflow.verify_figures import differences
 
@@ -493,17 +493,20 @@ def test_bad_input_is_refused_in_one_line(study: Path) -> None:
         find_notebooks("smok")
 
 
-def test_a_run_executed_again_agrees_and_one_whose_history_was_edited_does_not(study: Path) -> None:
-    Lab("AugmFP16-s0").sealed(attribute("history", "1", "val_loss", value=0.125), deterministic=True)
+def test_a_run_executed_again_agrees_and_one_that_was_edited_does_not(study: Path) -> None:
+    Lab(QUANT).sealed(attribute("quantization", "1", "test_loss", value=0.125), deterministic=True)
     before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
-    done = vitfp8("verify", "smoke", "--rerun", check=1)
-    lines = [line for line in done.stdout.splitlines() if ": repeat: " in line]
-    assert len(lines) == 3, done.stdout
-    of_run = {name: next(line for line in lines if name in line) for name in (BASE, "AugmFP16-s0", QUANT)}
-    assert of_run[BASE].startswith("ok") and "digest, predictions and last weights are the same" in of_run[BASE]
-    assert of_run[QUANT].startswith("ok") and "digest and predictions are the same" in of_run[QUANT]
-    assert of_run["AugmFP16-s0"].startswith("FAILED") and "val_loss of epoch 2: 0.125, this time 2." in of_run["AugmFP16-s0"]
+    done = vitfp8("verify", "smoke", BASE, QUANT, "--rerun", check=1)
+    agrees, differs = (line for line in done.stdout.splitlines() if ": repeat: " in line)
+    assert agrees.startswith("ok") and BASE in agrees and "digest, predictions and last weights are the same" in agrees
+    assert differs.startswith("FAILED") and QUANT in differs and "quantization[1].test_loss: 0.125, this time 2." in differs
     assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before, "the study is only read"
+
+
+def test_a_place_in_a_history_is_named_by_its_epoch(study: Path) -> None:
+    record = read_record(STUDY / f"{BASE}.ipynb")
+    assert name_of("history[1].val_loss", record) == "val_loss of epoch 2"
+    assert name_of("metrics.test_acc", record) == "metrics.test_acc"
 
 
 def test_what_a_repeat_cannot_promise_is_said_in_words(study: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from vitfp8.record import (
     says_its_end,
     source_command,
 )
+from vitfp8.workflow.files import check_writable
 from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file, template
 from vitfp8.workflow.study import Study, check_experiments, check_study_name
 
@@ -157,7 +157,7 @@ def plan_batch(
     elif any(key == "seed" for key, _ in assignments):
         raise InputError("-p seed: contradicts --seeds; give one of them")
     folder = EXECUTED / study_name
-    _check_writable(folder)
+    check_writable(folder)
     planned: list[PlannedRun] = []
     for seed in seeds:
         for name in chosen:
@@ -173,7 +173,8 @@ def plan_batch(
             params = params.model_copy(update={"run_folder": str(output.with_suffix(""))})
             action, why = decide(output, params, force)
             if action not in ("keep", "busy"):
-                _check_writable(output.with_suffix("") / "checkpoints")
+                for place in (output.with_suffix(""), output.with_suffix("") / "checkpoints"):
+                    check_writable(place)
             run = PlannedRun(
                 params=params,
                 injected=params.model_dump(),
@@ -222,15 +223,6 @@ def _with_source(
             f"{', which runs again' if executes else ''}; --force moves it aside and runs it again"
         )
     return replace(run, source_planned=executes)
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a place where nothing can be written, without writing."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: {place.resolve()} cannot be written; check its permissions or work in another folder")
 
 
 def decide(

@@ -143,9 +143,9 @@ def _compare(path: Path, record: RunRecord, repeat: RunRecord, output: Path) -> 
     there, here = (json.loads(json.dumps(each.deterministic_part())) for each in (record, repeat))
     found = list(differences(there, here))
     for where, one, other in found[:LISTED]:
-        yield level, f"{_name_of(where, record)}: {shown(one)}, this time {shown(other)}{because}"
+        yield level, f"{name_of(where, record)}: {shown(one)}, this time {shown(other)}{because}"
     if len(found) > LISTED:
-        yield level, f"{len(found) - LISTED} more values of {'metrics, history and predictions'} differ"
+        yield level, f"{len(found) - LISTED} more values differ"
     if not found and record.deterministic.get("digest") != repeat.deterministic.get("digest"):
         yield (
             "FAILED",
@@ -162,8 +162,13 @@ def _compare(path: Path, record: RunRecord, repeat: RunRecord, output: Path) -> 
         yield "ok", f"{compared} are the same{', though not promised: ' + '; '.join(reasons) if reasons else ''}"
 
 
-def _name_of(where: str, record: RunRecord) -> str:
-    """A place in the deterministic part, in words: ``history[2].val_acc`` is epoch 3."""
+def name_of(where: str, record: RunRecord) -> str:
+    """A place in the deterministic part, in words: ``history[2].val_acc`` is ``val_acc of epoch 3``.
+
+    Args:
+        where: from `vitfp8.workflow.verify_figures.differences`.
+        record: whose history it is.
+    """
     head, bracket, rest = where.partition("[")
     if head != "history" or not bracket:
         return where

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -197,9 +197,11 @@ def _execute_locked(
         while_waiting=lambda: on_change(batch),
     )
     _write_down(planned, ended, timeout)
-    if ended.error is not None and ended.signal is None and not ended.timed_out and not says_its_end(planned.output):
-        return _result(planned, status="failed", note=ended.error), True  # also where the run log could not be written
-    return _result(planned, note=ended.error or ""), True
+    result = _result(planned, note=ended.error or "")
+    stopped = ended.signal is not None or ended.timed_out
+    if ended.error and not stopped and result.status != "failed" and not says_its_end(planned.output):
+        result = replace(result, status="failed", note=ended.error)  # half a lab record, or nobody could write down why it failed
+    return result, True
 
 
 def _write_down(planned: PlannedRun, ended: Execution, timeout: float | None) -> None:
