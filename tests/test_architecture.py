@@ -41,7 +41,8 @@ MAY_IMPORT = {
         "experiment",
     },
     "analysis": {"catalog", "params", "record"},
-    # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor
+    # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor; a repeat
+    # compares last weights, which only a checkpoint knows how to load
     "workflow": {
         "catalog",
         "params",
@@ -51,6 +52,7 @@ MAY_IMPORT = {
         "monitor",
         "data",
         "model",
+        "checkpoint",
         "experiment",
         "quantize",
     },
@@ -63,6 +65,7 @@ TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.quantize_para
               "vitfp8.workflow.plan", "vitfp8.workflow.runner", "vitfp8.workflow.report", "vitfp8.workflow.preflight",
               "vitfp8.workflow.archive", "vitfp8.workflow.restore",
               "vitfp8.workflow.importing",
+              "vitfp8.workflow.verify", "vitfp8.workflow.rerun",
               "vitfp8.monitor",
               "vitfp8.cli")  # fmt: skip
 

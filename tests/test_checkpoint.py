@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import vitfp8.checkpoint
-from vitfp8.checkpoint import CheckpointError, first_sound, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
 from vitfp8.experiment import Experiment, prepare_experiment
 from vitfp8.params import RunParams
 from vitfp8.record import RunJournal, RunRecord
@@ -206,6 +206,18 @@ def test_a_file_system_without_links_keeps_the_one_before_by_copying(tmp_path: P
     for number in (1, 2, 3):
         save_checkpoint({"number": number}, last, before=previous)
     assert (load_checkpoint(last)["number"], load_checkpoint(previous)["number"]) == (3, 2)
+    assert [path.with_name(path.name + ".sha256").read_text().split()[1] for path in (last, previous)] == [
+        "last.pt",
+        "previous.pt",
+    ]
+
+
+def test_a_run_that_died_in_its_test_names_the_checkpoint_that_is_there(prepared: Callable[..., Experiment]) -> None:
+    prepared(epochs=2).trainer.train()
+    record = run(prepared(epochs=2))
+    folder = prepared(epochs=2).folder / "checkpoints"
+    assert record.status == "completed"
+    assert record.checkpoints == {name: file_digest(folder / f"{name}.pt") for name in ("best", "last")}
 
 
 def test_by_default_best_last_and_the_one_before_are_kept(prepared: Callable[..., Experiment]) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from vitfp8.record import (
     RECORD_MIME,
     EpochRow,
+    JournalError,
     Metrics,
     Precision,
     RecordError,
@@ -30,6 +31,7 @@ from vitfp8.record import (
     load_history,
     load_records,
     load_runs,
+    payload_digest,
     read_record,
     record_from_journal,
 )
@@ -167,6 +169,60 @@ def test_a_torn_last_line_of_the_journal_is_passed_over(tmp_path: Path) -> None:
     assert record is not None and record.status == "running"
 
 
+def test_an_event_after_a_torn_line_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
+    with RunJournal(tmp_path, example(status="running"), show=False):
+        pass
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"set": {"status": "compl')
+    again = example(status="running", provenance={"run_id": "the continued one"})
+    with RunJournal(tmp_path, again, show=False) as journal:
+        journal.update(status="diverged")
+    record = record_from_journal(tmp_path)
+    assert record is not None and record.status == "diverged" and record.provenance == {"run_id": "the continued one"}
+
+
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from vitfp8.record import append_line
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+append_line(Path(sys.argv[1]), "a" * 60)
+try:
+    append_line(Path(sys.argv[1]), "b" * 60)
+except OSError as error:
+    sys.exit(str(error.strerror))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, text=True)
+    assert done.returncode == 1 and "File too large" in done.stderr
+    assert (tmp_path / "log").read_text() == "a" * 60 + "\n"
+
+
+def test_an_end_that_is_not_on_disk_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(JournalError, match="No space left"),
+        RunJournal(tmp_path, example(status="running"), show=False) as journal,
+    ):
+        monkeypatch.setattr("vitfp8.record.journal.append_line", full)
+        journal.update(status="completed", reason=None)
+    assert journal.record.status == "failed" and "No space left" in str(journal.record.reason)
+    record = record_from_journal(tmp_path)
+    assert record is not None and record.status == "running" and not is_live(tmp_path)
+
+
+def test_the_payload_carries_a_digest_of_all_the_rest() -> None:
+    payload = example().to_payload()
+    assert payload["payload_digest"] == payload_digest(json.loads(json.dumps(payload)))
+    again = RunRecord.from_payload(payload)
+    assert again == example() and again.to_payload() == payload
+    older = {key: value for key, value in payload.items() if key != "payload_digest"}
+    assert RunRecord.from_payload(older) == example()
+
+
 def test_an_exception_in_a_run_is_recorded_as_failed_and_ctrl_c_as_interrupted(tmp_path: Path) -> None:
     for error, status in ((ValueError("boom"), "failed"), (KeyboardInterrupt(), "interrupted")):
         folder = tmp_path / status
@@ -189,8 +245,14 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, monkeypatch: p
 
 def test_the_run_log_completes_the_record(tmp_path: Path) -> None:
     path = write_notebook(tmp_path / "BaseFP32-s0.ipynb", example(status="running"))
-    append_to_run_log(path, {"time": "2025-01-01T00:00:00+00:00", "event": "failed", "reason": "an earlier attempt"})
-    assert read_record(path).status == "interrupted"
+    earlier = [
+        {"time": "2025-01-01T00:00:00+00:00", "event": "failed", "reason": "written by an earlier version"},
+        {"time": "2026-01-01T01:30:00+02:00", "event": "failed", "reason": "before it, though its text sorts after it"},
+        {"time": "2026-06-01T00:00:00+00:00", "event": "failed", "reason": "an earlier attempt", "execution": "another"},
+        {"time": "2026-06-01T00:00:00+00:00", "event": "interrupted", "reason": "an earlier attempt", "execution": "another"},
+    ]
+    path.with_name("BaseFP32-s0.log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in earlier))
+    assert read_record(path).status == "interrupted" and "lock" in str(read_record(path).reason)
     append_to_run_log(path, {"time": "2026-06-01T00:00:00+00:00", "event": "failed", "reason": "killed"})
     append_to_run_log(path, {"time": "2026-06-02T00:00:00+00:00", "event": "note", "text": "the fan was broken"})
     with path.with_name("BaseFP32-s0.log.jsonl").open("a") as file:

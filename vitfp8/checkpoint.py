@@ -49,6 +49,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _clear_asides(path, before)  # of processes that died while writing: on a full disk their room is needed
         with aside.open("wb") as file:
             torch.save({"version": CHECKPOINT_VERSION, **state}, file)
             file.flush()
@@ -69,11 +70,26 @@ def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None
             os.close(folder)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
-            aside.with_suffix(".sha256.tmp").unlink(missing_ok=True)
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: cannot be written ({why}); check disk space and permissions") from None
+            _clear_asides(path, before)
+        raise CheckpointError(f"{path}: cannot be written ({_why(error)}); check disk space and permissions") from None
     return digest
+
+
+def _clear_asides(*paths: Path | None) -> None:
+    """Remove what was being written of these files; whoever writes holds the run's lock, so that nobody else does."""
+    for path in paths:
+        for aside in path.parent.glob(f".{path.name}.*.tmp") if path is not None else ():
+            aside.unlink(missing_ok=True)
+
+
+def _why(error: BaseException) -> str:
+    """What the system said: torch wraps it in an error of its own on the position in the file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0]
 
 
 def _note(path: Path) -> Path:
@@ -90,7 +106,8 @@ def _keep(path: Path, before: Path) -> None:
     except OSError:
         shutil.copyfile(path, aside)
     note_aside = aside.with_suffix(".sha256.tmp")
-    note_aside.write_text(_note(path).read_text())
+    digest = (_note(path).read_text(errors="replace").split() or ["none"])[0]
+    note_aside.write_text(f"{digest}  {before.name}\n")  # in sha256sum's format: it must name the file that it stands beside
     note_aside.replace(_note(before))
     aside.replace(before)
 

@@ -232,7 +232,7 @@ class Experiment:
 
     def _finish(self, journal: RunJournal, outcome: Outcome, tests: Mapping[str, Evaluation]) -> None:
         """Write the final figures, the status and the digest of the deterministic part."""
-        record = journal.record
+        record = journal.record.model_copy()  # the journal's own changes when the end is on disk
         metrics = summarize(self.trainer.history, best_epoch=self.trainer.best_epoch, best_val_acc=self.trainer.best_val_acc)
         if tests:
             metrics.test_acc, metrics.test_loss = tests["last"].accuracy, tests["last"].loss

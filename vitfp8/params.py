@@ -191,18 +191,12 @@ class Parameters(BaseModel):
 
         Values are compared, not files; a field that was added later is left out while it has its neutral value.
         """
-        about = field_notes(type(self))
-        return {
-            key: value
-            for key, value in self.model_dump().items()
-            if about[key].decides and not (about[key].neutral is not ... and about[key].neutral == value)
-        }
+        return identity_of(type(self), self.model_dump())
 
     @property
     def digest(self) -> str:
         """SHA-256 of `identity` as canonical JSON, hexadecimal."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return identity_digest(type(self), self.model_dump())
 
 
 class RunParams(Parameters):
@@ -336,6 +330,33 @@ def field_notes(kind: type[Parameters] = RunParams) -> dict[str, About]:
         name: next((note for note in info.metadata if isinstance(note, About)), About())
         for name, info in kind.model_fields.items()
     }
+
+
+def identity_of(kind: type[Parameters], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that decide numbers, of parameters that need not be valid today: a record's, made by whatever version.
+
+    Args:
+        kind: the class of parameters; a name that it does not know counts as deciding.
+        values: name → value.
+    """
+    about = field_notes(kind)
+    notes = {key: about.get(key, About()) for key in values}
+    return {
+        key: value
+        for key, value in values.items()
+        if notes[key].decides and not (notes[key].neutral is not ... and notes[key].neutral == value)
+    }
+
+
+def identity_digest(kind: type[Parameters], values: Mapping[str, Any]) -> str:
+    """SHA-256 of `identity_of` as canonical JSON, hexadecimal.
+
+    Args:
+        kind: the class of parameters.
+        values: name → value.
+    """
+    text = json.dumps(identity_of(kind, values), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 #: A class of parameters, as `validate` and `from_notebook` take and return it.
@@ -571,7 +592,7 @@ def describe_parameters(kind: type[Parameters] = RunParams) -> list[dict[str, An
 # ------------------------------------------------------------------------------------------------------- in a notebook
 
 
-def _assignments(source: str) -> dict[str, Any] | None:
+def assignments(source: str) -> dict[str, Any] | None:
     """Names and literals of a cell that does nothing but assign literals to names; None for any other cell."""
     try:
         body = ast.parse(source).body
@@ -638,7 +659,7 @@ def from_notebook(cells: Sequence[str] | None = None, *, kind: type[Any] = RunPa
         cells = shell.user_ns["In"]
     found: list[dict[str, Any]] = []
     for source in reversed(cells[:-1]):
-        values = _assignments(source)
+        values = assignments(source)
         if values is None:
             break
         if values:

@@ -418,6 +418,8 @@ class ViTTrainer:
             self._load_state(state)
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(f"{path}: does not fit this run ({error}); give another run_folder") from None
+        if path.stem == "last":  # a file cannot hold its own digest, and a training that had come to its end saves none again
+            self.checkpoints["last"] = file_digest(path)
         return [f"{problem}; continued from {path.name}, the one before" for problem in problems]
 
     def _load_state(self, state: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from vitfp8.cli.importing import import_command
 from vitfp8.cli.machine import check, monitor
 from vitfp8.cli.records import runs
 from vitfp8.cli.report import report
+from vitfp8.cli.verify import verify
 from vitfp8.cli.watch import watch
 
 
@@ -44,5 +45,5 @@ def main() -> None:
     """Train Vision Transformers in FP32, BF16, FP16 and FP8, as notebooks, and report what low precision costs."""
 
 
-for command in (run, check, runs, watch, report, backup, restore, import_command, monitor, bench):
+for command in (run, check, runs, watch, verify, report, backup, restore, import_command, monitor, bench):
     main.add_command(command)

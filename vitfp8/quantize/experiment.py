@@ -191,11 +191,10 @@ class Quantization:
         finally:
             summary, samples = monitor.stop()
             journal.record.hardware = Hardware(summary=summary, samples=samples)
-        record = journal.record
-        record.status = "completed"
-        deterministic = {**self.source.determinism, "digest": digest_of(record.deterministic_part())}
-        journal.update(status="completed", hardware=record.hardware, deterministic=deterministic, finished=now())
-        return record
+        completed = journal.record.model_copy(update={"status": "completed"})  # the journal's own changes when it is on disk
+        deterministic = {**self.source.determinism, "digest": digest_of(completed.deterministic_part())}
+        journal.update(status="completed", hardware=completed.hardware, deterministic=deterministic, finished=now())
+        return journal.record
 
     def _measure(self, journal: RunJournal, on_row: OnRow) -> None:
         """Source first, then the ways to quantise, then the layers; each row is written as it is known."""

@@ -1,7 +1,17 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
 from vitfp8.record.backups import BackupState, backup_state
-from vitfp8.record.journal import RunJournal, is_live, is_locked, now, record_from_journal
+from vitfp8.record.journal import (
+    JOURNAL,
+    JournalError,
+    RunJournal,
+    append_line,
+    is_live,
+    is_locked,
+    now,
+    record_from_journal,
+    summary_line,
+)
 from vitfp8.record.provenance import code_digest, collect_provenance, git_state, processor_and_cores
 from vitfp8.record.reading import (
     RecordError,
@@ -11,6 +21,7 @@ from vitfp8.record.reading import (
     load_records,
     load_runs,
     read_record,
+    says_its_end,
 )
 from vitfp8.record.schema import (
     RECORD_MIME,
@@ -23,14 +34,17 @@ from vitfp8.record.schema import (
     RunRecord,
     SensitivityRow,
     digest_of,
+    payload_digest,
 )
 from vitfp8.record.source import best_weights, notebook_of, read_source, source_command
 
 __all__ = [
+    "JOURNAL",
     "RECORD_MIME",
     "BackupState",
     "EpochRow",
     "Hardware",
+    "JournalError",
     "LayerPrecision",
     "Metrics",
     "Precision",
@@ -39,6 +53,7 @@ __all__ = [
     "RunJournal",
     "RunRecord",
     "SensitivityRow",
+    "append_line",
     "append_to_run_log",
     "backup_state",
     "best_weights",
@@ -54,9 +69,12 @@ __all__ = [
     "load_runs",
     "notebook_of",
     "now",
+    "payload_digest",
     "processor_and_cores",
     "read_record",
     "read_source",
     "record_from_journal",
+    "says_its_end",
     "source_command",
+    "summary_line",
 ]

@@ -24,6 +24,36 @@ JOURNAL = "journal.jsonl"
 LOCK = "run.lock"
 
 
+class JournalError(InputError):
+    """A journal cannot be written; the message names the file."""
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file and wait until it is on disk: all of it or none of it.
+
+    A torn line at the end (a process died while writing) keeps to itself: the new line begins on a line of its own.
+
+    Args:
+        path: made when it is not there.
+        line: one line of text, without its end.
+
+    Raises:
+        OSError: it cannot be written; the file is as it was.
+    """
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        torn = size > 0 and (file.seek(size - 1), file.read(1))[1] != b"\n"
+        rest = memoryview((b"\n" if torn else b"") + line.encode("utf-8") + b"\n")
+        try:
+            while rest:  # on a disk that is nearly full a part of it is written, without an error
+                rest = rest[file.write(rest) or 0 :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 def now() -> str:
     """The present time, ISO 8601 with zone, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -110,6 +140,23 @@ def _lay_row(rows: dict[int, dict[str, Any]], row: object) -> None:
         rows[epoch] = row
 
 
+def summary_line(record: RunRecord) -> str:
+    """A record on one line, as readers without our MIME type see it.
+
+    Args:
+        record: the record.
+    """
+    parts = [f"vitfp8 record: {record.run_name}", record.status]
+    if record.progress:
+        unit = record.progress.get("unit", "epoch")
+        parts.append(f"{unit} {record.progress.get('epoch', 0)} of {record.progress.get('epochs', '?')}")
+    if record.metrics.test_acc is not None:
+        parts.append(f"test accuracy {100 * record.metrics.test_acc:.2f} %")
+    if record.reason:
+        parts.append(record.reason)
+    return " · ".join(parts)
+
+
 class RunJournal:
     """Writes a run's journal and keeps the notebook's display of the record current.
 
@@ -145,29 +192,47 @@ class RunJournal:
 
     def __enter__(self) -> RunJournal:
         """Write the first event and show the record."""
-        self._append({"begin": self.record.model_dump(mode="python")})
-        self.publish()
+        try:
+            self._append({"begin": self.record.model_dump(mode="python")})
+            self.publish()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Say how it ended when nobody has said so yet, then release the lock."""
-        if kind is not None and self.record.status == "running":
-            interrupted = issubclass(kind, KeyboardInterrupt)
-            reason = "interrupted by the user" if interrupted else f"{kind.__name__}: {error}".splitlines()[0][:500]
-            with suppress(OSError):
-                self.update(status="interrupted" if interrupted else "failed", reason=reason, finished=now())
-        self._lock.release()
+        try:
+            if kind is not None and self.record.status == "running":
+                interrupted = issubclass(kind, KeyboardInterrupt)
+                reason = "interrupted by the user" if interrupted else f"{kind.__name__}: {error}".splitlines()[0][:500]
+                end = {"status": "interrupted" if interrupted else "failed", "reason": reason, "finished": now()}
+                try:
+                    self.update(**end)
+                except JournalError:  # then the notebook alone says it
+                    self.record = self.record.model_copy(update=end)
+                    self.publish()
+        finally:
+            self._lock.release()
 
     def update(self, **fields: Any) -> None:
         """Set fields of the record, write them to the journal and show them.
 
         Args:
             **fields: attributes of `RunRecord`, as their types or as plain values.
+
+        Raises:
+            JournalError: the journal cannot be written; the record is as it was, so that nothing counts that is not on disk.
         """
+        before = {key: getattr(self.record, key) for key in fields}
         for key, value in fields.items():
             setattr(self.record, key, value)
-        dumped = self.record.model_dump(mode="python", include=set(fields))
-        self._append({"set": dumped})
+        try:
+            self._append({"set": self.record.model_dump(mode="python", include=set(fields))})
+        except JournalError:
+            for key, value in before.items():
+                setattr(self.record, key, value)
+            raise
         self.publish()
 
     def epoch(self, row: EpochRow, progress: dict[str, Any]) -> None:
@@ -199,22 +264,20 @@ class RunJournal:
             self._display.update(data, raw=True)
 
     def summary_line(self) -> str:
-        """The record on one line, as readers without our MIME type see it."""
-        record = self.record
-        parts = [f"vitfp8 record: {record.run_name}", record.status]
-        if record.progress:
-            unit = record.progress.get("unit", "epoch")
-            parts.append(f"{unit} {record.progress.get('epoch', 0)} of {record.progress.get('epochs', '?')}")
-        if record.metrics.test_acc is not None:
-            parts.append(f"test accuracy {100 * record.metrics.test_acc:.2f} %")
-        if record.reason:
-            parts.append(record.reason)
-        return " · ".join(parts)
+        """The record on one line; see `summary_line`."""
+        return summary_line(self.record)
 
     def _append(self, event: dict[str, Any]) -> None:
-        """Append one event and wait until it is on disk."""
+        """Append one event and wait until it is on disk.
+
+        Raises:
+            JournalError: it cannot be written; what the journal held before is unharmed.
+        """
         line = json.dumps(_json_safe({"time": now(), **event}), separators=(",", ":"), allow_nan=False)
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            append_line(self.folder / JOURNAL, line)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise JournalError(
+                f"{self.folder / JOURNAL}: cannot be written ({why}); make room or mend permissions, the same command continues"
+            ) from None

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitfp8.catalog import catalogue_order
 from vitfp8.params import InputError
-from vitfp8.record.journal import JOURNAL, is_live, record_from_journal
+from vitfp8.record.journal import JOURNAL, append_line, is_live, record_from_journal
 from vitfp8.record.schema import RECORD_MIME, RunRecord
 
 if TYPE_CHECKING:
@@ -72,6 +74,19 @@ def read_payload(path: Path) -> dict[str, Any] | None:
     raise RecordError(f"{path}: holds no record: it ended before its record began, or is no run; run it again")
 
 
+def says_its_end(path: Path) -> bool:
+    """Whether a notebook itself says how its run ended, not its journal alone: it was written to the end.
+
+    Args:
+        path: an executed notebook; it need not exist.
+    """
+    try:
+        payload = read_payload(path)
+    except RecordError:
+        return False
+    return isinstance(payload, dict) and payload.get("status") != "running"
+
+
 def _run_log(path: Path) -> list[dict[str, Any]]:
     """Events of the run log beside a notebook; a torn or damaged line is passed over."""
     log = path.with_suffix("").with_name(path.stem + ".log.jsonl")
@@ -96,11 +111,44 @@ def append_to_run_log(path: Path, event: dict[str, Any]) -> None:
 
     Args:
         path: the executed notebook (which may not exist yet).
-        event: JSON-able; ``time`` (ISO 8601) and ``event`` (``failed``, ``interrupted``, ``note``) say what it is.
+        event: JSON-able; ``time`` (ISO 8601) and ``event`` (``failed``, ``interrupted``, ``note``) say what it is. How an
+            execution ended is written with which one it was.
+
+    Raises:
+        OSError: the run log cannot be written; it is as it was.
     """
     log = path.with_name(path.stem + ".log.jsonl")
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(event, ensure_ascii=False) + "\n")
+    if event.get("event") in ("failed", "interrupted") and (record := _latest(path)) is not None:
+        event = {**event, "execution": _execution(record)}
+    append_line(log, json.dumps(event, ensure_ascii=False))
+
+
+def _latest(path: Path) -> RunRecord | None:
+    """The record of a run's latest execution, as its journal or its notebook has it."""
+    with suppress(RecordError, ValueError, AttributeError, KeyError, TypeError):
+        if (record := record_from_journal(path.with_suffix(""))) is not None:
+            return record
+        if (payload := read_payload(path)) is not None:
+            return RunRecord.from_payload(payload)
+    return None
+
+
+def _execution(record: RunRecord) -> str | None:
+    """What tells the executions of a run from each other."""
+    return record.provenance.get("run_id") or record.started
+
+
+def _is_about(event: dict[str, Any], record: RunRecord) -> bool:
+    """Whether an event of the run log is about this execution: what happened to an earlier one does not count.
+
+    Events name their execution, since clocks jump; those of earlier versions do not, and their time has to do.
+    """
+    if "execution" in event:
+        return bool(event["execution"] == _execution(record))
+    try:
+        return record.started is None or datetime.fromisoformat(str(event["time"])) >= datetime.fromisoformat(record.started)
+    except (KeyError, ValueError, TypeError):  # no time, no zone
+        return str(event.get("time", "")) >= (record.started or "")
 
 
 def read_record(path: str | Path) -> RunRecord:
@@ -138,11 +186,9 @@ def read_record(path: str | Path) -> RunRecord:
     for event in _run_log(path):
         if event.get("event") == "note":
             record.notes.append({key: event.get(key) for key in ("time", "text")})
-        elif (
-            event.get("event") == "failed"
-            and record.status in ("running", "interrupted")
-            and str(event.get("time", "")) >= (record.started or "")  # what happened to an earlier execution does not count
-        ):
+        elif not _is_about(event, record):
+            continue
+        elif event.get("event") == "failed" and record.status in ("running", "interrupted"):
             record.status, record.reason = "failed", str(event.get("reason", ""))
         elif event.get("event") == "interrupted" and record.status == "interrupted":
             record.reason = str(event.get("reason", ""))

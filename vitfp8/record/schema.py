@@ -384,7 +384,7 @@ class RunRecord(_Part):
         bulk["history"] = _columns(bulk["history"])
         header: dict[str, Any] = _json_safe(values)
         header["bulk"] = compress(bulk)
-        return header
+        return {**header, PAYLOAD_DIGEST: payload_digest(header)}
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> RunRecord:
@@ -404,7 +404,9 @@ class RunRecord(_Part):
         if version > SCHEMA_VERSION:
             raise ValueError(f"schema version {version} is later than {SCHEMA_VERSION}, which this vitfp8 reads: update it")
         try:
-            values: dict[str, Any] = _json_back({key: value for key, value in payload.items() if key != "bulk"})
+            values: dict[str, Any] = _json_back(
+                {key: value for key, value in payload.items() if key not in ("bulk", PAYLOAD_DIGEST)}
+            )
         except RecursionError:
             raise ValueError("is nested too deeply") from None
         bulk = expand(payload["bulk"]) if payload.get("bulk") else {}
@@ -441,13 +443,25 @@ def _is_number(value: object) -> bool:
     return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
+#: Key of a payload under which the digest of all the rest stands; records of earlier versions have none.
+PAYLOAD_DIGEST = "payload_digest"
+
 _BULKY = ("history", "predictions", "health", "quantization", "sensitivity")
 
 
 def digest_of(value: Any) -> str:
     """SHA-256, hexadecimal, of a JSON-able value in canonical form (sorted keys, shortest round-trip floats)."""
     text = json.dumps(_json_safe(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # lone surrogates of a damaged text too
+
+
+def payload_digest(payload: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, of everything in a payload but its own digest: any number edited by hand changes it.
+
+    Args:
+        payload: as a notebook carries it.
+    """
+    return digest_of({key: value for key, value in payload.items() if key != PAYLOAD_DIGEST})
 
 
 def compress(value: Any) -> str:

@@ -177,7 +177,9 @@ def _completed(folder: Path) -> list[RunRecord]:
 
 
 def _wall_seconds(record: RunRecord) -> float | None:
-    """From begin to end of a run, in seconds."""
+    """From begin to end of a run, in seconds: as the monitor's clock has it, which does not jump, else as the calendar has it."""
+    if isinstance(seconds := record.hardware.summary.get("seconds"), (int, float)) and seconds > 0:
+        return float(seconds)
     try:
         return (datetime.fromisoformat(record.finished or "") - datetime.fromisoformat(record.started or "")).total_seconds()
     except (ValueError, TypeError):  # a time without zone has no difference to one with a zone

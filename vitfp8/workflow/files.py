@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vitfp8.params import InputError
+
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a file so that there is always a whole one: aside in the same folder, synced, then moved into place.
@@ -26,6 +28,22 @@ def write_whole(path: Path, data: bytes | str) -> None:
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a place where nothing can be written, without writing.
+
+    Args:
+        folder: it need not exist: then it could be made.
+
+    Raises:
+        InputError: one line that names the folder which forbids it.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: {place.resolve()} cannot be written; check its permissions or work in another folder")
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,18 @@ from typing import Literal
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, suggest, validate
 from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
-from vitfp8.record import RecordError, RunRecord, code_digest, is_live, is_locked, read_record, read_source, source_command
+from vitfp8.record import (
+    RecordError,
+    RunRecord,
+    code_digest,
+    is_live,
+    is_locked,
+    read_record,
+    read_source,
+    says_its_end,
+    source_command,
+)
+from vitfp8.workflow.files import check_writable
 from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file, template
 from vitfp8.workflow.study import Study, check_experiments, check_study_name
 
@@ -148,7 +158,7 @@ def plan_batch(
     elif any(key == "seed" for key, _ in assignments):
         raise InputError("-p seed: contradicts --seeds; give one of them")
     folder = EXECUTED / study_name
-    _check_writable(folder)
+    check_writable(folder)
     planned: list[PlannedRun] = []
     for seed in seeds:
         for name in chosen:
@@ -163,6 +173,9 @@ def plan_batch(
             output = folder / f"{params.run_name}.ipynb"
             params = params.model_copy(update={"run_folder": str(output.with_suffix(""))})
             action, why = decide(output, params, force)
+            if action not in ("keep", "busy"):
+                for place in (output.with_suffix(""), output.with_suffix("") / "checkpoints"):
+                    check_writable(place)
             run = PlannedRun(
                 params=params,
                 injected=params.model_dump(),
@@ -213,15 +226,6 @@ def _with_source(
     return replace(run, source_planned=executes)
 
 
-def _check_writable(folder: Path) -> None:
-    """Refuse a place where nothing can be written, without writing."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: {place.resolve()} cannot be written; check its permissions or work in another folder")
-
-
 def decide(
     output: Path, params: RunParams | QuantizeParams, force: bool = False, *, locked_by_us: bool = False
 ) -> tuple[str, str]:
@@ -257,6 +261,8 @@ def decide(
         return "replace", "--force; the old record is moved aside"
     if changed:
         raise InputError(f"{output}: is {state}{changed}; --force moves it aside and runs it anew, or give another --study")
+    if finished and not says_its_end(output):
+        return "continue", f"{record.status}, but its notebook was not written to the end"
     if finished:
         return "keep", f"{record.status}, same parameters and code"
     return "continue", f"{record.status} after {record.progress.get('unit', 'epoch')} {record.progress.get('epoch', 0)}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.params import InputError, suggest
-from vitfp8.workflow.files import write_whole
+from vitfp8.workflow.files import check_writable, write_whole
 from vitfp8.workflow.locate import EXECUTED, REPORT, find_file
 from vitfp8.workflow.locate import template as find_template
 from vitfp8.workflow.study import check_study_name, load_study
@@ -116,6 +116,8 @@ def make_report(
 
         choose_engine(engine or os.environ.get(ENGINE_VARIABLE) or "auto")
     out_folder = report / study
+    for place in (folder, out_folder):
+        check_writable(place)
     notebook = execute_analysis(template, folder, out_folder)
     files = export_report(notebook, out_folder, formats, citation=citation, engine=engine) if formats else {}
     return {"notebook": notebook, **files}
@@ -152,9 +154,13 @@ def execute_analysis(template: Path, study_folder: Path, report_folder: Path) ->
         if execution.signal is not None:
             raise KeyboardInterrupt
         if execution.error is not None:
+            seen = ""
             if result.is_file():
                 write_whole(failed, result.read_bytes())
-            raise InputError(f"the analysis of {study_folder} failed: {_one_line(execution.error)} (see {failed})")
+                seen = f" (see {failed})"
+            raise InputError(
+                f"the analysis of {study_folder} failed: {_one_line(execution.error)}{seen}; what was there is unchanged"
+            )
         write_whole(kept, result.read_bytes())
         failed.unlink(missing_ok=True)
     return kept

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +15,7 @@ from filelock import FileLock, Timeout
 from vitfp8.monitor import Heat, read_heat
 from vitfp8.params import InputError, RunParams
 from vitfp8.record import (
+    JournalError,
     RecordError,
     RunJournal,
     RunRecord,
@@ -22,6 +25,7 @@ from vitfp8.record import (
     now,
     read_record,
     record_from_journal,
+    says_its_end,
 )
 from vitfp8.workflow.execution import Execution, Signals, execute, listening
 from vitfp8.workflow.plan import RUNNER_LOCK, PlannedRun, kind_of
@@ -139,6 +143,8 @@ def _execute_run(
             if not held:
                 return _result(planned, status="running", note="another command is running it"), False
             return _execute_locked(planned, batch, signals, timeout=timeout, on_change=on_change)
+    except JournalError as error:
+        return _result(planned, status="failed", note=str(error)), True
     except OSError as error:
         place = error.filename or planned.folder
         note = f"{place}: cannot be written ({error.strerror or error}); make room, or check permissions"
@@ -188,7 +194,11 @@ def _execute_locked(
         while_waiting=lambda: on_change(batch),
     )
     _write_down(planned, ended, timeout)
-    return _result(planned, note=ended.error or ""), True
+    result = _result(planned, note=ended.error or "")
+    stopped = ended.signal is not None or ended.timed_out
+    if ended.error and not stopped and result.status != "failed" and not says_its_end(planned.output):
+        result = replace(result, status="failed", note=ended.error)  # half a lab record, or nobody could write down why it failed
+    return result, True
 
 
 def _write_down(planned: PlannedRun, ended: Execution, timeout: float | None) -> None:
@@ -220,8 +230,8 @@ def _lock(planned: PlannedRun) -> Iterator[bool]:
 def _begin(planned: PlannedRun) -> None:
     """Say in the run's journal what is about to run: even a kernel that never starts leaves a record."""
     if planned.output.exists():
-        attempts = len(list(planned.folder.glob("attempt-*.ipynb")))
-        planned.output.rename(planned.folder / f"attempt-{attempts + 1}.ipynb")
+        attempts = (planned.folder / f"attempt-{number}.ipynb" for number in count(1))
+        shutil.move(planned.output, next(path for path in attempts if not path.exists()))
     if record_from_journal(planned.folder) is None:
         params = planned.params
         record = RunRecord(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def move_aside(output: Path) -> None:
     """
     place = output.parent / SUPERSEDED
     place.mkdir(parents=True, exist_ok=True)
+    # a clock that was set back gives a name twice
     stamp, count = datetime.now().strftime("%Y%m%d-%H%M%S"), 1
     while any(place.glob(f"{output.stem}@{stamp}*")):
         count += 1
@@ -28,9 +30,9 @@ def move_aside(output: Path) -> None:
     name, folder = f"{output.stem}@{stamp}", output.with_suffix("")
     for path in (output, output.with_name(output.stem + ".log.jsonl")):
         if path.exists():
-            path.rename(place / (name + path.name.removeprefix(output.stem)))
+            shutil.move(path, place / (name + path.name.removeprefix(output.stem)))
     content = [path for path in folder.iterdir() if path.name != RUNNER_LOCK] if folder.is_dir() else []
     if content:
         (place / name).mkdir()
         for path in content:
-            path.rename(place / name / path.name)
+            shutil.move(path, place / name / path.name)  # the run folder may be on a disk of its own

@@ -1,0 +1,113 @@
+"""``vitfp8 verify``: do the lab records agree with themselves, their parameters and their files; do they repeat."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from vitfp8.workflow.verify import Check
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--rerun", "again", is_flag=True, help="Execute the runs again, aside, and compare; the study is only read.")
+@click.option("--data", is_flag=True, help="Compare today's data sets with those that the records saw.")
+@click.option("--json", "as_json", is_flag=True, help="Print every check as JSON.")
+def verify(study: str | None, runs: tuple[str, ...], again: bool, data: bool, as_json: bool) -> None:
+    """Verify that records, notebooks, parameters, journals, checkpoints and digests agree.
+
+    Without STUDY: every study; STUDY may be the path of one notebook. RUN: the name of a run, e.g. BaseFP32-s0. What may differ
+    without anybody's doing is a note. Exit status 1 when something failed.
+    """
+    import json
+
+    from vitfp8.params import InputError
+    from vitfp8.workflow.locate import EXECUTED
+    from vitfp8.workflow.rerun import check_repeatable
+    from vitfp8.workflow.verify import find_notebooks, verify_data
+    from vitfp8.workflow.verify import verify as verify_records
+
+    paths = find_notebooks(study, runs)
+    if again and study is None:
+        raise InputError("--rerun: executes every run again; name the study, and runs of it if need be")
+    repeats = [path for path in paths if runs or _is_repeatable(path)] if again else []
+    for path in repeats:
+        check_repeatable(path)
+    checks = list(verify_records(paths))
+    if data:
+        checks += verify_data(paths)
+    if not as_json:
+        if not paths:
+            click.echo(f"nothing in {EXECUTED}/ yet; `vitfp8 run --preset digits` is a start")
+        _print(checks)
+    signal = _repeat(repeats, checks, as_json)
+    if as_json:
+        click.echo(json.dumps([_row(check) for check in checks], indent=1))
+    elif signal is None and paths:
+        _print_summary(checks)
+    if signal is not None:
+        click.echo("vitfp8: interrupted", err=True)
+        sys.exit(128 + signal)
+    sys.exit(any(check.level == "FAILED" for check in checks))
+
+
+def _is_repeatable(path: Path) -> bool:
+    """Whether a run is finished and of this project: without a name, the others are passed over."""
+    from vitfp8.params import InputError
+    from vitfp8.workflow.rerun import check_repeatable
+
+    try:
+        check_repeatable(path)
+    except InputError:
+        return False
+    return True
+
+
+def _repeat(paths: Sequence[Path], checks: list[Check], quiet: bool) -> int | None:
+    """Execute runs again, adding what comes of it; the signal that stopped it."""
+    from vitfp8.workflow.execution import listening
+    from vitfp8.workflow.rerun import rerun
+
+    with listening() as signals:
+        for path in paths:
+            if not quiet:
+                click.echo(f"again   {path}")
+            repeat = rerun(path, signals=signals)
+            if repeat.signal is not None:
+                return repeat.signal
+            checks += repeat.checks
+            if not quiet:
+                for check in repeat.checks:
+                    click.echo(f"{check.level:7} {check.path}: {check.subject}: {check.text}")
+    return None
+
+
+def _print(checks: Sequence[Check]) -> None:
+    """A line for each run in which all agrees, and a line for each note and failure."""
+    for path in dict.fromkeys(check.path for check in checks):
+        of_run = [check for check in checks if check.path == path]
+        agree = sum(check.level == "ok" for check in of_run)
+        if agree and not any(check.level == "FAILED" for check in of_run):
+            click.echo(f"ok      {path}: {agree} checks")
+        for check in of_run:
+            if check.level != "ok":
+                click.echo(f"{check.level:7} {check.path}: {check.subject}: {check.text}")
+
+
+def _print_summary(checks: Sequence[Check]) -> None:
+    """How many runs, failures and notes."""
+    failed = {check.path for check in checks if check.level == "FAILED"}
+    notes = sum(check.level == "note" for check in checks)
+    runs = len({check.path for check in checks})
+    click.echo(f"{runs} verified, {len(failed)} FAILED, {notes} {'note' if notes == 1 else 'notes'}")
+
+
+def _row(check: Check) -> dict[str, str]:
+    """A check as JSON has it."""
+    return {"path": str(check.path), "subject": check.subject, "level": check.level, "text": check.text}
