@@ -64,7 +64,7 @@ class Grid:
     def mark(self, x: Tensor) -> Tensor:
         """Remember on the tensor object that its values are on the grid; a view or a new tensor does not know it.
 
-        The version that autograd counts is remembered with it: where gradients meet, autograd may add one into the other in place.
+        The version that autograd counts is remembered with it: where gradients meet, autograd may add one into another in place.
         """
         if self.low_results:
             x._on_grid_of = (self.format, _version(x))  # type: ignore[attr-defined]
