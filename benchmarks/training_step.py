@@ -4,15 +4,18 @@ Protocol: a step is a batch from memory through the basic augmentation, forward,
 row run in a process each, so that no setting of one reaches the other; both are warmed up untimed (compilation falls in here),
 then they take turns, one timed step each; a row's figure is the ratio of the medians. A peak is the process's largest resident
 set minus what it held before its first step. The matrix-product peak of the machine (2048³, in the format of the products)
-gives the model FLOPs utilisation: 3 × the forward pass's products ÷ time ÷ peak.
+gives the model FLOPs utilisation: 3 × the forward pass's products ÷ time ÷ peak. A row that ends in ``-avx2`` limits both sides
+to AVX2 in oneDNN, as on a processor without BF16 products; its product dtypes are printed below the table. On a machine that is
+not yours alone, ``--clock cpu --threads 1`` counts processor time; the utilisation is left out then.
 
-    python benchmarks/training_step.py [ROW …] [--size tiny] [--repeats 9] [--threads 2] [--batch 128] [--json FILE]
+    python benchmarks/training_step.py [ROW …] [--size tiny]… [--repeats 9] [--threads 2] [--clock cpu] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -21,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,7 @@ ROWS: dict[str, tuple[str, str, float]] = {
     "fp8-rowwise": ("fp8 rowwise", "fp32", 0.9),
     "fp8-blockwise": ("fp8 blockwise", "fp32", 0.9),
     "fp8-mxfp8": ("fp8 mxfp8", "fp32", 0.9),
+    "fp8-avx2": ("fp8 tensorwise", "fp32", 0.85),
     "health": ("fp8 tensorwise, health", "fp8 tensorwise", 1 / 1.03),
     "health-fp16": ("fp16, health", "fp16", 1 / 1.03),
 }
@@ -44,20 +49,23 @@ ROWS: dict[str, tuple[str, str, float]] = {
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"dataset": "cifar10", "image_size": 32, "patch_size": 4},
     "small": {"dataset": "cifar10", "image_size": 32, "patch_size": 4, "model": "vit_small_patch16_224"},
-    "digits": {"dataset": "digits", "image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2},
-    "fashion_mnist": {"dataset": "fashion_mnist", "image_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
 }
+
+#: Presets whose model, images and batch are a size as well.
+PRESETS = ("digits", "fashion_mnist")
 
 #: Steps between samples of numeric health: the parameter files' value. Rows of health time sampled steps and count a hundredth.
 HEALTH_EVERY = 100
 
 
-def params_of(size: str, batch: int) -> Any:
-    """Parameters of BaseFP32 with a size's model and images."""
+def params_of(size: str, batch: int | None) -> Any:
+    """Parameters of BaseFP32 with a size's model and images; its batch, unless another is asked for."""
     from vitfp8.params import Layer, read_layer, validate
 
-    file = Path(__file__).parents[1] / "params" / "BaseFP32.yaml"
-    return validate([read_layer(file), Layer("benchmark", {"batch_size": batch, **SIZES[size]})])
+    folder = Path(__file__).parents[1] / "params"
+    layer = Layer("benchmark", SIZES[size]) if size in SIZES else read_layer(folder / "presets" / f"{size}.yaml")
+    asked = Layer("--batch", {} if batch is None else {"batch_size": batch})
+    return validate([read_layer(folder / "BaseFP32.yaml"), layer, asked])
 
 
 def batches(params: Any, count: int = 4096) -> Iterator[tuple[Any, Any]]:
@@ -86,8 +94,8 @@ def batches(params: Any, count: int = 4096) -> Iterator[tuple[Any, Any]]:
         epoch += 1
 
 
-def step_of(variant: str, params: Any) -> Callable[[], None]:
-    """One training step of a variant, as a function to time."""
+def step_of(variant: str, params: Any) -> tuple[Callable[[], None], str]:
+    """One training step of a variant, as a function to time, and the dtype that multiplies in it where we know."""
     import torch
     from torch.nn import functional as F
 
@@ -117,7 +125,7 @@ def step_of(variant: str, params: Any) -> Callable[[], None]:
             optimizer_of["it"].step()
             optimizer_of["it"].zero_grad()
 
-        return plain
+        return plain, ""
     keep_freed_memory()
     name, _, rest = variant.partition(",")
     precision, _, recipe = name.partition(" ")
@@ -142,7 +150,9 @@ def step_of(variant: str, params: Any) -> Callable[[], None]:
         optimizer.zero_grad(set_to_none=True)
         step += 1
 
-    return ours
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    product_dtype = str(prepared.report["product_dtype"])
+    return ours, names.get(product_dtype, product_dtype)
 
 
 def _torchao(model: Any) -> None:
@@ -155,35 +165,54 @@ def _torchao(model: Any) -> None:
     convert_to_float8_training(model, module_filter_fn=lambda _module, name: name.startswith("blocks."), config=config)
 
 
-def worker(pipe: Connection, variant: str, size: str, batch: int, threads: int) -> None:
+def worker(pipe: Connection, variant: str, size: str, options: argparse.Namespace) -> None:
     """A process of one variant: steps when it is told to, and answers with the seconds; None ends it."""
     import torch
 
-    torch.set_num_threads(threads)
-    params = params_of(size, batch)
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    params = params_of(size, options.batch)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = step_of(variant, params)
-    pipe.send("ready")
+    step, product_dtype = step_of(variant, params)
+    pipe.send(product_dtype)
     while (count := pipe.recv()) is not None:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             step()
-        pipe.send((time.perf_counter() - start) / count)
+        pipe.send((clock() - start) / count)
     pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1024**2 if sys.platform == "darwin" else 1024))
 
 
-def compare(pair: tuple[str, str], options: argparse.Namespace) -> dict[str, Any]:
+@contextmanager
+def limited_to_avx2(limited: bool) -> Iterator[None]:
+    """Let processes that start meanwhile find a processor without BF16 products: oneDNN reads the variable when it is loaded."""
+    before = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    if limited:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    try:
+        yield
+    finally:
+        if limited:
+            os.environ.pop("ONEDNN_MAX_CPU_ISA")
+            if before is not None:
+                os.environ["ONEDNN_MAX_CPU_ISA"] = before
+
+
+def compare(row: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
     """Median seconds a step and peak MiB of both sides of a row, taking turns."""
     context = multiprocessing.get_context("spawn")
+    pair = ROWS[row][:2]
     pipes: list[Connection] = []
     processes = []
-    for variant in pair:
-        here, there = context.Pipe()
-        process = context.Process(target=worker, args=(there, variant, options.size, options.batch, options.threads))
-        process.start()
-        assert here.recv() == "ready"
-        pipes.append(here)
-        processes.append(process)
+    dtypes = []
+    with limited_to_avx2(row.endswith("-avx2")):
+        for variant in pair:
+            here, there = context.Pipe()
+            process = context.Process(target=worker, args=(there, variant, size, options))
+            process.start()
+            dtypes.append(here.recv())
+            pipes.append(here)
+            processes.append(process)
     for pipe in pipes:
         pipe.send(3)
         pipe.recv()
@@ -206,6 +235,7 @@ def compare(pair: tuple[str, str], options: argparse.Namespace) -> dict[str, Any
         "against_seconds": theirs,
         "ratio": theirs / ours,
         "ratios": ratios,
+        "product_dtypes": dtypes,
         "peak": peaks[0],
         "against_peak": peaks[1],
     }
@@ -228,26 +258,53 @@ def product_peaks(threads: int) -> dict[str, float]:
     return peaks
 
 
-def flops_of_step(size: str, batch: int) -> float:
+def flops_of_step(params: Any) -> float:
     """FLOPs of the products of one step: forward, and twice that backward."""
     import torch
 
     from vitfp8.model import create_model, forward_flops
 
     with torch.device("meta"):
-        model = create_model(params_of(size, batch), 10)
-    return 3.0 * batch * forward_flops(model)
+        model = create_model(params, 10)
+    return 3.0 * params.batch_size * forward_flops(model)
+
+
+def table(size: str, peaks: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
+    """Time the rows at one size, print them as they come, and return their figures."""
+    params = params_of(size, options.batch)
+    flops, batch = flops_of_step(params), params.batch_size
+    print(f"\nsize {size}, batch {batch}, {flops / 1e9:.3g} GFLOP a step, {options.repeats} turns, {options.clock} clock\n")
+    head = ("row", "images/s", "against", "images/s", "ratio", "least–most", "aim", "MFU", "MiB", "against")
+    print("{:22}{:>9}  {:40}{:>9}{:>7}{:>13}{:>6}{:>6}{:>7}{:>8}".format(*head))
+    results: dict[str, Any] = {}
+    for name in options.rows or ROWS:
+        ours, theirs, aim = ROWS[name]
+        found = results[name] = compare(name, size, options)
+        mfu = flops / found["seconds"] / 1e9 / peaks[found["product_dtypes"][0]] if options.clock == "wall" else float("nan")
+        found |= {"aim": aim, "mfu": None if math.isnan(mfu) else mfu, "ours": ours, "against": theirs, "batch": batch}
+        rate, against = batch / found["seconds"], batch / found["against_seconds"]
+        spread = f"{found['ratios'][0]:.2f}–{found['ratios'][-1]:.2f}"
+        print(
+            f"{name:22}{rate:>9.1f}  {theirs:40}{against:>9.1f}{found['ratio']:>7.2f}{spread:>13}{aim:>6.2f}{mfu:>6.0%}"
+            f"{found['peak']:>7.0f}{found['against_peak']:>8.0f}",
+            flush=True,
+        )
+    for name in (name for name in results if name.endswith("-avx2")):
+        print(f"{name}: products in {' against '.join(results[name]['product_dtypes'])}")
+    return results
 
 
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which; default: all of {', '.join(ROWS)}")
-    parser.add_argument("--size", choices=list(SIZES), default="tiny", help="model and images")
+    sizes = [*SIZES, *PRESETS]
+    parser.add_argument("--size", action="append", choices=sizes, help="model and images; repeatable; default: tiny")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each side")
     parser.add_argument("--steps", type=int, default=1, help="steps a turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each process; one works at a time")
-    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--batch", type=int, help="images a step; default: 128, a preset's own")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for a shared machine")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     options = parser.parse_args()
     if unknown := [row for row in options.rows if row not in ROWS]:
@@ -256,27 +313,12 @@ def main() -> None:
     import timm
     import torch
 
-    peaks, flops = product_peaks(options.threads), flops_of_step(options.size, options.batch)
+    peaks = product_peaks(options.threads)
     print(f"torch {torch.__version__}, timm {timm.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}")
     print(f"{options.threads} threads; products {', '.join(f'{name} {peak:.0f} GFLOP/s' for name, peak in peaks.items())}")
-    print(f"size {options.size}, batch {options.batch}, {flops / 1e9:.0f} GFLOP a step, {options.repeats} turns\n")
-    head = ("row", "images/s", "against", "images/s", "ratio", "least–most", "aim", "MFU", "MiB", "against")
-    print("{:22}{:>9}  {:40}{:>9}{:>7}{:>13}{:>6}{:>6}{:>7}{:>8}".format(*head))
-    results = {}
-    for name in options.rows or ROWS:
-        ours, theirs, aim = ROWS[name]
-        found = results[name] = compare((ours, theirs), options)
-        peak = peaks["fp32" if ours.startswith(("fp32", "fp16")) else "bf16"]
-        found |= {"aim": aim, "mfu": flops / found["seconds"] / 1e9 / peak, "ours": ours, "against": theirs}
-        rate, against = options.batch / found["seconds"], options.batch / found["against_seconds"]
-        spread = f"{found['ratios'][0]:.2f}–{found['ratios'][-1]:.2f}"
-        print(
-            f"{name:22}{rate:>9.1f}  {theirs:40}{against:>9.1f}{found['ratio']:>7.2f}{spread:>13}{aim:>6.2f}{found['mfu']:>6.0%}"
-            f"{found['peak']:>7.0f}{found['against_peak']:>8.0f}",
-            flush=True,
-        )
+    results = {size: table(size, peaks, options) for size in options.size or ["tiny"]}
     if options.json:
-        options.json.write_text(json.dumps({"peaks": peaks, "flops": flops, "rows": results}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"peaks": peaks, "clock": options.clock, "sizes": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,47 @@ static void block_scales_by_rule(int rule, const void* x, void* out, int64_t row
     block_scales<In, Out, MX_RCEIL>(in, to, rows, columns, block_rows, block_columns, g, scales, threads);
 }
 
+// A float rounded as a cast to the format and back rounds it: ties to even, overflow to infinity, the sign of zero kept.
+struct ToBf16 {
+  static inline float round(float x) {
+    const uint32_t bits = as_bits(x);
+    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
+    return as_float((bits & MAGNITUDE) > EXPONENT ? 0x7FC00000u : rounded);
+  }
+};
+struct ToFp16 {
+  static inline float round(float x) {
+    const uint32_t bits = as_bits(x), m = bits & MAGNITUDE;
+    uint32_t normal = (m + 0xFFFu + ((m >> 13) & 1u)) & ~0x1FFFu;
+    normal = normal >= 0x47800000u ? EXPONENT : normal;  // 65536
+    const uint32_t subnormal = as_bits((as_float(m) + 0.5f) - 0.5f);  // a float's step at 0.5 is 2^-24, FP16's smallest
+    uint32_t rounded = m < 0x38800000u ? subnormal : normal;  // 2^-14
+    rounded = m > EXPONENT ? 0x7FC00000u : rounded;
+    return as_float(rounded | (bits ^ m));
+  }
+};
+
+template <typename Format>
+static void cast_there_and_back(const float* x, float* out, int64_t n, int threads) {
+  #pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int t = 0; t < threads; ++t) {
+    int64_t begin, end;
+    chunk(n, t, threads, 64, &begin, &end);
+    if (x == out) {  // a loop of its own: with two pointers that may overlap it would not be vectorised
+      for (int64_t i = begin; i < end; ++i) out[i] = Format::round(out[i]);
+    } else {
+      const float* __restrict from = x;
+      float* __restrict to = out;
+      for (int64_t i = begin; i < end; ++i) to[i] = Format::round(from[i]);
+    }
+  }
+}
+
+extern "C" void round_values(int fp16, const float* x, float* out, int64_t n, int threads) {
+  if (fp16) cast_there_and_back<ToFp16>(x, out, n, threads);
+  else cast_there_and_back<ToBf16>(x, out, n, threads);
+}
+
 // types: bit 0: the input is bfloat16; bit 1: the output is bfloat16; else float32.
 extern "C" float quantize_one_scale(int types, const void* x, void* out, int64_t n, float largest, float smallest_normal,
                                     float shift, float given, uint32_t* amax, int threads) {
@@ -267,6 +308,26 @@ class CpuQuantizer:
             ctypes.c_int, ctypes.c_int, pointer, pointer, integer, integer, integer, integer,
             real, real, real, ctypes.c_int, pointer, ctypes.c_int,
         ]  # fmt: skip
+        self._round = library.round_values
+        self._round.restype = None
+        self._round.argtypes = [ctypes.c_int, pointer, pointer, integer, ctypes.c_int]
+
+    def round(self, tensor: Tensor, dtype: torch.dtype, *, in_place: bool = False) -> Tensor:
+        """What ``tensor.to(dtype).float()`` gives, in one pass over memory instead of two.
+
+        Args:
+            tensor: contiguous float32 on the CPU.
+            dtype: ``torch.float16`` or ``torch.bfloat16``.
+            in_place: overwrite `tensor`; autograd is told of it.
+
+        Returns:
+            The rounded tensor; `tensor` itself where it was overwritten.
+        """
+        out = tensor if in_place else torch.empty_like(tensor)
+        self._round(int(dtype == torch.float16), tensor.data_ptr(), out.data_ptr(), tensor.numel(), _threads(tensor))
+        if in_place and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
+        return out
 
     @staticmethod
     def takes(tensor: Tensor, container: torch.dtype) -> bool:
@@ -412,3 +473,8 @@ def _check(quantizer: CpuQuantizer) -> None:
     expected = torch.tensor([16.0, 20.0, 0.0, 2.0**-8, -448.0, 448.0, float("nan"), 0.3125])
     if not (torch.equal(values.nan_to_num(-1.0), expected.nan_to_num(-1.0)) and amax != amax):
         raise RuntimeError("the compiled quantiser rounds wrongly")
+    edges = torch.tensor([65519.9, 65520.0, -0.0, 2.0**-25, 1.5 * 2.0**-24, 2049.0, float("inf"), float("nan"), 3e38, 257.0])
+    for dtype in (torch.float16, torch.bfloat16):
+        rounded, cast = quantizer.round(edges, dtype), edges.to(dtype).float()
+        if not torch.equal(rounded.nan_to_num(-1.0), cast.nan_to_num(-1.0)) or rounded[2].signbit() != cast[2].signbit():
+            raise RuntimeError("the compiled rounding to 16 bits is wrong")

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitfp8.precision import cpu_quantizer
+from vitfp8.precision.cpu_quantizer import CpuQuantizer
 from vitfp8.precision.formats import round_to_format
 
 #: Formats that the machine can at least convert to: two conversions round faster than arithmetic does.
@@ -33,27 +35,52 @@ class Grid:
         self.low_results = low_results
         self._dtype = _CONVERTIBLE.get(format)
 
+    def holds(self, x: Tensor) -> bool:
+        """Whether the values of `x` are known to be on the grid: `mark` said so, and nobody has written into it since."""
+        return getattr(x, "_on_grid_of", None) == (self.format, _version(x))
+
     def operand(self, x: Tensor) -> Tensor:
         """`x` on the grid; `x` itself when it is known to be there."""
-        if getattr(x, "_on_grid_of", None) == self.format:
+        if self.holds(x):
             return x
-        return x.to(self._dtype).float() if self._dtype else round_to_format(x, self.format, saturate=False)
+        if self._dtype is None:
+            return round_to_format(x, self.format, saturate=False)
+        if (routine := _routine(x)) is None:
+            return x.to(self._dtype).float()
+        return routine.round(x, self._dtype) if x.is_contiguous() else routine.round(x.contiguous(), self._dtype, in_place=True)
 
     def fresh_operand(self, fresh: Tensor) -> Tensor:
         """A tensor that nobody else holds, on the grid; rounded in place."""
-        if self._dtype:
-            return fresh.copy_(fresh.to(self._dtype))
-        return round_to_format(fresh, self.format, saturate=False)
+        if self._dtype is None:
+            return round_to_format(fresh, self.format, saturate=False)
+        if fresh.is_contiguous() and (routine := _routine(fresh)) is not None:
+            return routine.round(fresh, self._dtype, in_place=True)
+        return fresh.copy_(fresh.to(self._dtype))
 
     def result(self, fresh: Tensor) -> Tensor:
-        """A fresh result of a product, rounded in place where results are in the format."""
-        return self.fresh_operand(fresh) if self.low_results else fresh
+        """A fresh result of a product, rounded in place and marked where results are in the format."""
+        return self.mark(self.fresh_operand(fresh)) if self.low_results else fresh
 
     def mark(self, x: Tensor) -> Tensor:
-        """Remember on the tensor object that its values are on the grid; a view or a new tensor does not know it."""
+        """Remember on the tensor object that its values are on the grid; a view or a new tensor does not know it.
+
+        The version that autograd counts is remembered with it: where gradients meet, autograd may add one into another in place.
+        """
         if self.low_results:
-            x._on_grid_of = self.format  # type: ignore[attr-defined]
+            x._on_grid_of = (self.format, _version(x))  # type: ignore[attr-defined]
         return x
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor has been written into; tensors of inference mode do not count, nor does a compiler that traces."""
+    return -1 if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def _routine(x: Tensor) -> CpuQuantizer | None:
+    """The compiled rounding, where it takes the tensor; it gives the same bits as two conversions."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return cpu_quantizer.load()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
@@ -109,31 +136,72 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, grid: Gri
     return _Attention.apply(query, key, value, scale, grid)
 
 
+def packed_attention(qkv: Tensor, heads: int, scale: float, grid: Grid) -> Tensor:
+    """The same of the layer that makes query, key and value: ``[B, N, 3·H·D] → [B, N, H·D]``.
+
+    Splitting and joining the heads belongs to the function, so that what is on the grid when it comes and when it leaves is known
+    to be, forward and backward; and gradients of the three are written where the layer before wants them.
+    """
+    return grid.mark(_PackedAttention.apply(qkv, heads, scale, grid))
+
+
+def _attend(ctx: Any, query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
+    """Both products forward, of contiguous operands on the grid; saves what `_attend_backward` needs."""
+    scores = grid.result(query @ key.transpose(-2, -1))
+    probabilities = torch.softmax(scores, dim=-1)
+    ctx.save_for_backward(query, key, value, probabilities)
+    return grid.result(grid.operand(probabilities) @ value)
+
+
+def _attend_backward(ctx: Any, gradient: Tensor, scale: float, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query (before it was scaled), key and value."""
+    query, key, value, probabilities = ctx.saved_tensors
+    value_gradient = grid.result(grid.operand(probabilities).transpose(-2, -1) @ gradient)
+    toward = grid.result(gradient @ value.transpose(-2, -1))
+    scores = torch.ops.aten._softmax_backward_data(toward, probabilities, -1, torch.float32)
+    scores = grid.fresh_operand(scores)
+    query_gradient = grid.result(grid.result(scores @ key).mul_(scale))
+    key_gradient = grid.result(scores.transpose(-2, -1) @ query)
+    return query_gradient, key_gradient, value_gradient
+
+
 class _Attention(torch.autograd.Function):
     """``softmax(round(scale·q) kᵀ) v``: operands and results of both products on the grid, softmax in FP32."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, grid: Grid) -> Tensor:
-        query = grid.fresh_operand(grid.operand(query) * scale)
-        key, value = grid.operand(key), grid.operand(value)
-        scores = grid.result(query @ key.transpose(-2, -1))
-        probabilities = torch.softmax(scores, dim=-1)
-        ctx.save_for_backward(query, key, value, probabilities)
         ctx.grid, ctx.scale = grid, scale
-        return grid.result(grid.operand(probabilities) @ value)
+        query = grid.fresh_operand(grid.operand(query) * scale)
+        return _attend(ctx, query, grid.operand(key), grid.operand(value), grid)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *_attend_backward(ctx, ctx.grid.operand(gradients[0]), ctx.scale, ctx.grid), None, None
+
+
+class _PackedAttention(torch.autograd.Function):
+    """`_Attention` with the heads split before it and joined after it."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int, scale: float, grid: Grid) -> Tensor:
+        batch, tokens, width = qkv.shape
+        ctx.grid, ctx.scale, ctx.shape = grid, scale, (batch, tokens, 3, heads, width // (3 * heads))
+        query, key, value = grid.operand(qkv).view(ctx.shape).permute(2, 0, 3, 1, 4).unbind(0)
+        query = grid.fresh_operand(torch.mul(query, scale, out=query.new_empty(query.shape)))
+        attended = _attend(ctx, query, key.contiguous(), value.contiguous(), grid)
+        return attended.transpose(1, 2).reshape(batch, tokens, width // 3)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         grid: Grid = ctx.grid
-        query, key, value, probabilities = ctx.saved_tensors
-        gradient = grid.operand(gradients[0])
-        value_gradient = grid.result(grid.operand(probabilities).transpose(-2, -1) @ gradient)
-        toward = grid.result(gradient @ value.transpose(-2, -1))
-        scores = torch.ops.aten._softmax_backward_data(toward, probabilities, -1, torch.float32)
-        scores = grid.fresh_operand(scores)
-        query_gradient = grid.result(grid.result(scores @ key).mul_(ctx.scale))
-        key_gradient = grid.result(scores.transpose(-2, -1) @ query)
-        return query_gradient, key_gradient, value_gradient, None, None
+        batch, tokens, _, heads, size = ctx.shape
+        gradient = grid.operand(gradients[0]).view(batch, tokens, heads, size).transpose(1, 2).contiguous()
+        packed = gradient.new_empty(ctx.shape)
+        for place, part in zip(
+            packed.permute(2, 0, 3, 1, 4).unbind(0), _attend_backward(ctx, gradient, ctx.scale, grid), strict=True
+        ):
+            place.copy_(part)
+        return grid.mark(packed.view(batch, tokens, -1)), None, None, None
 
 
 def convolution(x: Tensor, layer: torch.nn.Conv2d, grid: Grid) -> Tensor:

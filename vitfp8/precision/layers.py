@@ -121,11 +121,16 @@ class PreciseAttention(Attention):
             raise NotImplementedError("attention masks are not supported here")
         batch, tokens, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
         dropout = self.attn_drop.p if self.training else 0.0
-        y = self.arithmetic.attention(self.q_norm(query), self.k_norm(key), value, self.scale, dropout)
-        y = self.norm(y.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+        packed = self.qkv(x)
+        if not dropout and self.arithmetic.grid and isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
+            y = emulated.packed_attention(packed, self.num_heads, self.scale, self.arithmetic.grid)
+        else:
+            qkv = packed.reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            query, key, value = qkv.unbind(0)
+            y = self.arithmetic.attention(self.q_norm(query), self.k_norm(key), value, self.scale, dropout)
+            y = y.transpose(1, 2).reshape(batch, tokens, self.attn_dim)
+        y = self.norm(y)
         if gate is not None:
             y = y * gate
         return self.proj_drop(self.proj(y))
