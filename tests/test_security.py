@@ -21,8 +21,8 @@ import torch
 import yaml
 
 from tests.analysis.records import make_record, write_notebook
+from tests.pages import ENGINES, in_browser, needs_browser, needs_poppler, words_of
 from tests.test_workflow import vitfp8
-from tests.workflow.test_report import in_browser, needs_browser, words_of
 from vitfp8 import read_record
 from vitfp8.experiment import prepare_experiment
 from vitfp8.params import InputError, RunParams
@@ -80,7 +80,8 @@ def test_the_lab_record_as_plain_nbconvert_exports_it_does_nothing_in_a_browser(
 
 
 @needs_browser
-@pytest.mark.parametrize("engine", ["latex", "typst"])
+@needs_poppler
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_report_on_a_hostile_run_does_nothing_in_any_format(attacked: Path, engine: str, tmp_path: Path) -> None:
     environment = {**os.environ, "VITFP8_PDF_ENGINE": engine}
     command = [sys.executable, "-m", "vitfp8", "report", "smoke"]
@@ -92,6 +93,7 @@ def test_the_report_on_a_hostile_run_does_nothing_in_any_format(attacked: Path, 
     assert "1337" not in words_of(report / "report.pdf") and traces(attacked) == []
 
 
+@needs_browser
 def test_a_hostile_record_does_nothing_in_commands_and_report(project: Path, tmp_path: Path) -> None:
     folder = project / "executed" / "mine"
     for experiment in ("BaseFP32", "AugmFP32"):

@@ -215,3 +215,44 @@ def test_the_loop_looks_at_losses_rarely_where_looking_makes_the_processor_wait(
     experiment.trainer.train_epoch()
     steps = len(experiment.trainer.batches)
     assert looks == list(range(0, steps, 10))
+
+
+def test_a_compiled_model_trains_resumes_and_keeps_its_names(prepared: Callable[..., Experiment]) -> None:
+    eager, compiled = run(prepared(epochs=2)), prepared(folder="compiled", epochs=2, torch_compile=True)
+    record = run(compiled)
+    assert (
+        record.metrics.compile_seconds is not None
+        and record.metrics.compile_seconds > 0
+        and eager.metrics.compile_seconds is None
+    )
+    assert record.parameters_digest != eager.parameters_digest
+    assert record.history[-1].train_loss == pytest.approx(eager.history[-1].train_loss, rel=1e-4)
+    state = load_checkpoint(compiled.folder / "checkpoints" / "last.pt")["model"]
+    assert state.keys() == prepared(folder="fresh").model.state_dict().keys()
+    again = prepared(folder="compiled", epochs=2, torch_compile=True)
+    assert again.trainer.epoch == 2 and again.trainer.validate("test").accuracy == record.metrics.test_acc
+
+
+def test_identities_from_before_torch_compile_stay_as_they_were(smoke_params: Make) -> None:
+    assert (
+        "torch_compile" not in smoke_params().identity() and smoke_params(torch_compile=True).identity()["torch_compile"] is True
+    )
+
+
+@pytest.mark.parametrize(
+    ("experiment", "overrides", "part"),
+    [
+        ("BaseFP16", {"backend": "emulated", "health_every": 0}, "the compiler removes the rounding"),
+        ("BaseFP8", {"backend": "emulated", "health_every": 0}, "the compiler removes the rounding"),
+    ],
+)
+def test_emulated_formats_are_never_compiled(smoke_params: Make, experiment: str, overrides: dict[str, Any], part: str) -> None:
+    with pytest.raises(InputError, match=part):
+        check_experiment(smoke_params(experiment, torch_compile=True, **overrides))
+
+
+def test_compiling_without_a_compiler_is_refused(smoke_params: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match="needs a C.. compiler"):
+        check_experiment(smoke_params(torch_compile=True))

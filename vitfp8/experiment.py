@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shutil
 import statistics
 import sys
 import uuid
@@ -114,9 +115,27 @@ def check_experiment(params: RunParams) -> None:
     Raises:
         InputError: one line with a way out.
     """
-    who_multiplies(params)
+    device, backend, reason = who_multiplies(params)
+    if params.torch_compile:
+        _check_compilation(params, device, backend, reason)
     check_model(params, DATASETS[params.dataset].classes or 10)
     check_dataset(dataset=params.dataset, data_dir=params.data_dir, download=params.download)
+
+
+def _check_compilation(params: RunParams, device: str, backend: str, reason: str) -> None:
+    """Refuse to compile where that would change what is measured, or cannot be done."""
+    if backend == "emulated":
+        # seen with torch 2.14: the compiler takes a conversion to FP16 and back for nothing, and trains in FP32
+        raise InputError(
+            f"torch_compile: true: {params.precision} is emulated here ({reason}), and the compiler removes the rounding; "
+            "set torch_compile: false"
+        )
+    if params.health_every and params.precision not in ("fp32", "tf32"):
+        raise InputError(
+            "torch_compile: true: a compiled model shows no operands, and health_every must change no number; set health_every: 0"
+        )
+    if device == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise InputError("torch_compile: true: needs a C++ compiler, and this machine has none; install g++, or set it to false")
 
 
 @dataclass
@@ -239,6 +258,7 @@ class Experiment:
             metrics.best_test_acc, metrics.best_test_loss = tests["best"].accuracy, tests["best"].loss
             record.predictions = {name: test.predictions for name, test in tests.items()} | {"labels": tests["last"].labels}
         metrics.skipped_steps = self.precision.skipped_steps()
+        metrics.compile_seconds = self.trainer.compile_seconds
         record.metrics, record.status, record.reason = metrics, outcome.status, outcome.reason  # type: ignore[assignment]
         deterministic = {**self.determinism, "digest": digest_of(record.deterministic_part())}
         journal.update(

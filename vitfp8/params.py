@@ -272,6 +272,9 @@ class RunParams(Parameters):
         description="processor threads; they decide the order of sums; null: as many as torch chooses"
     )
     deterministic: Annotated[_Flag, About()] = Field(description="only algorithms whose result repeats bit by bit")
+    torch_compile: Annotated[_Flag, About(neutral=False)] = Field(
+        description="compile the model with torch.compile; on a processor that seldom pays"
+    )
 
     # Records
     checkpoint_every: Annotated[Annotated[_Int, Field(ge=1, lt=2**31)] | None, _PLACE] = Field(

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 import report_notebooks as notebooks
 
+from tests.pages import ENGINES, in_browser, needs_browser, needs_poppler, needs_tex, words_of
 from vitfp8.params import InputError
 from vitfp8.workflow.export import pdf
 from vitfp8.workflow.export.html import external_resources
@@ -22,35 +23,10 @@ from vitfp8.workflow.report import execute_analysis, export_report, make_report
 TOP = Path(__file__).resolve().parents[2]
 CITATION = TOP / "CITATION.cff"
 
-needs_tex = pytest.mark.skipif(pdf.find_tex() is None, reason="no TeX on this machine")
-needs_poppler = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext on this machine")
-BROWSER = next((path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no headless browser on this machine")
-ENGINES = [pytest.param("latex", marks=needs_tex), "typst"]
-
-
-def words_of(path: Path) -> str:
-    """The text of a PDF, spaces as they come."""
-    return subprocess.run(["pdftotext", "-layout", path, "-"], capture_output=True, text=True, check=True).stdout
-
 
 def export(notebook: Path, folder: Path, *formats: str, **options: object) -> dict[str, Path]:
     """Export with the project's citation file."""
     return export_report(notebook, folder, formats, **{"citation": CITATION, **options})
-
-
-def in_browser(page: Path, tmp_path: Path) -> str:
-    """The page's elements after a browser has run everything that it would run."""
-    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
-    command = [
-        BROWSER,
-        *options.split(),
-        "--disable-sync",
-        "--no-first-run",
-        f"--user-data-dir={tmp_path / 'browser'}",
-        "--dump-dom",
-    ]
-    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 @pytest.fixture(scope="module")

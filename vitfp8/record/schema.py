@@ -146,7 +146,8 @@ class Metrics(_Part):
     """Final figures of a run; fractions, seconds, images. None: not known (yet).
 
     ``test_acc`` is the primary endpoint: the last epoch's weights. ``best_test_acc`` has the weights of the best validation
-    epoch. The generalisation gap is `final_train_acc` − `final_val_acc`, the former on the clean subset.
+    epoch. The generalisation gap is `final_train_acc` − `final_val_acc`, the former on the clean subset. ``compile_seconds`` is
+    what the first training step of a compiled model took beyond the second; it enters no throughput.
     """
 
     epochs: _Count = None
@@ -165,6 +166,7 @@ class Metrics(_Part):
     epoch_seconds_mean: _Amount = None
     epoch_seconds_sd: _Amount = None
     images_per_second: _Amount = None
+    compile_seconds: _Amount = None
     skipped_steps: _Count = None
 
 

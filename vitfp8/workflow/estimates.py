@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.catalog import DATASETS
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import InputError, RunParams, field_notes
 from vitfp8.record import RunRecord, code_digest, load_records, processor_and_cores, record_from_journal
 from vitfp8.workflow.locate import EXECUTED
 from vitfp8.workflow.plan import PlannedRun
@@ -35,8 +35,11 @@ _MEASURED_FLOPS = 60e9
 _SPEED = (
     "dataset", "augmentation", "model", "image_size", "patch_size", "embed_dim", "depth", "num_heads", "in_channels",
     "batch_size", "micro_batch_size", "precision", "backend", "fp8_recipe", "base_precision", "device", "threads",
-    "validation_fraction",
+    "validation_fraction", "torch_compile",
 )  # fmt: skip
+
+#: Fields that older records lack → what they stand for.
+_BEFORE = {key: note.neutral for key, note in field_notes(RunParams).items() if note.neutral is not ...}
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class TimeEstimates:
             for record in self._records
             if record.kind == "run"
             and record.metrics.epoch_seconds_mean is not None
-            and all(record.parameters.get(key) == getattr(params, key) for key in _SPEED)
+            and all(record.parameters.get(key, _BEFORE.get(key)) == getattr(params, key) for key in _SPEED)
         ]
         if alike:
             same_code = [record for record in alike if record.provenance.get("code_digest") == code_digest()]
