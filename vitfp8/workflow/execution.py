@@ -90,6 +90,8 @@ class _Engine(NBClientEngine):
                 startup_timeout=options.get("start_timeout") or 120,
                 kernel_name=kernel_name,
                 log_output=False,
+                # every cell has ended by then, and with it the training, its journal and its lock: there is nothing to wait for
+                shutdown_kernel="immediate",
             )
             client.owns_km = True  # so that the kernel is shut down at the end, as one that nbclient started itself
             return client.execute(env=environment)
