@@ -47,7 +47,7 @@ NULLABLE = {
     "patch_size", "embed_dim", "depth", "num_heads", "in_channels", "micro_batch_size", "gradient_clip", "threads", "data_dir",
     "pretrained_file", "checkpoint_every", "checkpoint_minutes", "run_folder", "source_run",
 }  # fmt: skip
-FLAGS = {"download", "pretrained", "deterministic", "powermetrics", "sensitivity", "export"}
+FLAGS = {"download", "pretrained", "deterministic", "powermetrics", "sensitivity", "export", "torch_compile"}
 LISTS = {"formats", "granularities", "operands"}
 PRECISION_WORDS = {
     "fp32": "fp32", "32": "fp32", "32-true": "fp32", "float32": "fp32", "tf32": "tf32", "bf16": "bf16", "bf16-mixed": "bf16",

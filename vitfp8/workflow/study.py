@@ -39,8 +39,8 @@ def _seed_list(value: object) -> object:
 
 
 def _experiment_list(value: object) -> object:
-    """A list that names at least one experiment."""
-    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+    """A list (in Python also a tuple) that names at least one experiment."""
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(name, str) for name in value):
         raise ValueError("give a list of experiments, e.g. [BaseFP32, AugmFP32]")
     return value
 
