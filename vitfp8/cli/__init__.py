@@ -22,7 +22,6 @@ from vitfp8.cli.report import report
 from vitfp8.cli.verify import verify
 from vitfp8.cli.watch import watch
 
-
 # Reading a notebook imports jsonschema, which builds the grammar of every kind of IRI at import if this package is there (Jupyter
 # brings it): one to four seconds of each command for a check that no notebook schema asks for.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
