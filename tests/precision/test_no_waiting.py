@@ -6,8 +6,10 @@ every path that is chosen by ``device.type != "cpu"`` is taken. So a step that p
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,9 +18,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vitfp8 import trainer as trainer_module
+from vitfp8.data import load_data
+from vitfp8.data.augment import to_device
 from vitfp8.model import create_model
 from vitfp8.params import Layer, RunParams, read_layer, validate
 from vitfp8.precision import prepare
+from vitfp8.trainer import ViTTrainer
 
 META = torch.device("meta")
 
@@ -74,3 +80,52 @@ def test_a_training_step_never_waits_for_the_device(precision: str, recipe: str,
 def test_a_value_that_is_read_would_be_found() -> None:
     with pytest.raises(RuntimeError, match="meta"):
         torch.empty((), device=META).item()
+
+
+@pytest.mark.parametrize(("precision", "augmentation"), [("fp32", "basic"), ("bf16", "extended"), ("fp8", "extended")])
+def test_an_epoch_sends_two_small_tables_a_step_and_looks_every_fifty_steps(
+    precision: str, augmentation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, params = a_model(
+        dataset="digits",
+        image_size=8,
+        patch_size=4,
+        in_channels=1,
+        precision=precision,
+        augmentation=augmentation,
+        label_smoothing=0.1,
+        batch_size=24,
+    )
+    data = load_data(dataset="digits", image_size=8, device=META)
+    prepared = prepare(model, precision, device=META, rows=24 * 5, health_every=10)
+    # the optimizer's kernels for meta tensors are those of every device but the fused one
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, fused: fused and torch.optim.Adam(groups, lr=lr, foreach=True))
+    trainer = ViTTrainer(params, data, model, prepared, device=META)
+    looks: list[int] = []
+    monkeypatch.setattr(ViTTrainer, "_look_at_losses", lambda self, first: looks.append(first))
+    sent: list[int] = []
+
+    def counted(tensor: Tensor, device: torch.device) -> Tensor:
+        sent.append(tensor.nbytes)
+        return to_device(tensor, device)
+
+    monkeypatch.setattr("vitfp8.data.datasets.to_device", counted)
+    monkeypatch.setattr("vitfp8.data.augment.to_device", counted)
+    next(trainer.batches.epoch(0))  # what is kept on the device for all steps goes there once
+    sent.clear()
+    with Crossings() as crossings:
+        trainer.train_epoch()
+    steps = len(trainer.batches)
+    assert steps > trainer_module._STEPS_BETWEEN_LOOKS and len(trainer.sums.losses) == steps
+    assert looks == list(range(0, steps, trainer_module._STEPS_BETWEEN_LOOKS))
+    # the images' numbers and what is drawn for each: a few hundred bytes an image, whatever the images' size
+    assert len(sent) == 2 * steps and max(sent) <= 24 * 400
+    assert Counter(crossings.seen).total() == len(sent), Counter(crossings.seen)
+    assert all(tensor.device == META for tensor in trainer.sums.losses + trainer.sums.correct + trainer.sums.norms)
+
+
+def test_what_is_sent_to_a_gpu_is_pinned_and_not_waited_for() -> None:
+    tensor = MagicMock()
+    sent = to_device(tensor, torch.device("cuda"))
+    tensor.pin_memory.return_value.to.assert_called_once_with(torch.device("cuda"), non_blocking=True)
+    assert sent is tensor.pin_memory.return_value.to.return_value

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -138,7 +138,8 @@ class Augmentation:
         setting = self.setting
         count = len(images)
         values = setting.channels * setting.side * setting.side
-        exact = torch.autocast(setting.device.type, enabled=False)
+        kind = setting.device.type
+        exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
         with torch.no_grad(), exact, one_thread_if_small(count * values, setting.device):
             if setting.device.type != "cpu":
                 return self._apply(images, drawn)
