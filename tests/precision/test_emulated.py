@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vitfp8.model import create_model
 from vitfp8.params import Layer, read_layer, validate
-from vitfp8.precision import cpu_quantizer, emulated, prepare
+from vitfp8.precision import attention, cpu_quantizer, emulated, prepare
 from vitfp8.precision.emulated import Grid
 from vitfp8.workflow.locate import parameter_file
 
@@ -91,14 +91,33 @@ def test_attention_of_packed_heads_has_the_bits_of_attention(format: str) -> Non
     for whole in (True, False):
         qkv = packed.clone().requires_grad_()
         if whole:
-            y = emulated.packed_attention(qkv, 2, 0.3, grid)
+            y = attention.packed_attention(qkv, 2, 0.3, grid)
         else:
             query, key, value = qkv.reshape(4, 17, 3, 2, 32).permute(2, 0, 3, 1, 4).unbind(0)
-            y = emulated.attention(query, key, value, 0.3, grid).transpose(1, 2).reshape(4, 17, 64)
+            y = attention.attention(query, key, value, 0.3, grid).transpose(1, 2).reshape(4, 17, 64)
         (y * torch.linspace(-1, 1, 64)).sum().backward()
         assert qkv.grad is not None
         results.append((y.detach(), qkv.grad))
     assert same_bits(results[0][0], results[1][0]) and same_bits(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_native_attention_has_the_bits_of_what_autograd_makes_of_its_formula(dtype: torch.dtype) -> None:
+    packed = torch.randn(4, 17, 3 * 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    results = []
+    for whole in (True, False):
+        qkv = packed.clone().requires_grad_()
+        if whole:
+            y = attention.packed_attention(qkv, 2, 0.3, attention.Native(dtype))
+        else:
+            query, key, value = qkv.reshape(4, 17, 3, 2, 32).permute(2, 0, 3, 1, 4).unbind(0)
+            scores = (query * 0.3) @ key.transpose(-2, -1)
+            y = (scores.float().softmax(dim=-1).to(dtype) @ value).transpose(1, 2).reshape(4, 17, 64)
+        assert y.dtype == dtype
+        (y * torch.linspace(-1, 1, 64).to(dtype)).sum().backward()
+        assert qkv.grad is not None and qkv.grad.dtype == dtype
+        results.append((y.detach(), qkv.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
 def test_a_tensor_that_was_written_into_is_not_taken_to_be_on_the_grid() -> None:

@@ -22,7 +22,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfp8.precision import emulated
+from vitfp8.precision import attention, emulated
 
 
 class Arithmetic:
@@ -40,6 +40,7 @@ class Arithmetic:
         self.dtype = dtype
         self.low_results = low_results
         self.grid = emulated.Grid(format, low_results) if on_grid else None
+        self.held = self.grid or attention.Native(dtype)
 
     @property
     def is_fp32(self) -> bool:
@@ -65,10 +66,10 @@ class Arithmetic:
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:
         """Softmax attention. ``[B, H, N, D]`` each, result the same."""
+        if not dropout and (self.grid or query.device.type == "cpu"):
+            return attention.attention(query, key, value, scale, self.held)
         if self.grid:
-            if dropout:
-                raise NotImplementedError("attention dropout is not emulated")
-            return emulated.attention(query, key, value, scale, self.grid)
+            raise NotImplementedError("attention dropout is not emulated")
         query, key, value = query.to(self.dtype), key.to(self.dtype), value.to(self.dtype)
         if query.device.type != "cpu":
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
@@ -123,8 +124,9 @@ class PreciseAttention(Attention):
         gate = self.gate(x).sigmoid() if self.gate is not None else None
         dropout = self.attn_drop.p if self.training else 0.0
         packed = self.qkv(x)
-        if not dropout and self.arithmetic.grid and isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
-            y = emulated.packed_attention(packed, self.num_heads, self.scale, self.arithmetic.grid)
+        written_out = not dropout and (self.arithmetic.grid is not None or x.device.type == "cpu")
+        if written_out and isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
+            y = attention.packed_attention(packed, self.num_heads, self.scale, self.arithmetic.held)
         else:
             qkv = packed.reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
             query, key, value = qkv.unbind(0)
