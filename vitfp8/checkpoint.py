@@ -57,7 +57,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None
         digest = file_digest(aside)
         note = _note(path)
         note_aside = aside.with_suffix(".sha256.tmp")
-        note_aside.write_text(f"{digest}  {path.name}\n")
+        _write_note(note_aside, digest, path.name)
         if before is not None and path.is_file() and note.is_file():
             _keep(path, before)  # while `path` is whole: at no instant are both torn
         # the digest goes first: a crash between the two moves leaves a file that reads as altered, never one taken on trust
@@ -97,6 +97,14 @@ def _note(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def _write_note(aside: Path, digest: str, name: str) -> None:
+    """Write a digest in sha256sum's format, with the name that it will stand beside; flushed, or a power cut empties it."""
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(f"{digest}  {name}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _keep(path: Path, before: Path) -> None:
     """Make `before` what `path` is, without touching `path`: by a second link, or by a copy where the file system has none."""
     aside = before.with_name(f".{before.name}.{os.getpid()}.tmp")
@@ -107,7 +115,7 @@ def _keep(path: Path, before: Path) -> None:
         shutil.copyfile(path, aside)
     note_aside = aside.with_suffix(".sha256.tmp")
     digest = (_note(path).read_text(errors="replace").split() or ["none"])[0]
-    note_aside.write_text(f"{digest}  {before.name}\n")  # in sha256sum's format: it must name the file that it stands beside
+    _write_note(note_aside, digest, before.name)
     note_aside.replace(_note(before))
     aside.replace(before)
 

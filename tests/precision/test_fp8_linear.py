@@ -428,7 +428,7 @@ def test_evaluation_under_no_grad_gives_the_same_output() -> None:
             assert torch.equal(layer(x), layer(x.clone().requires_grad_()).detach())
 
 
-def test_the_observer_sees_each_operand_with_its_grid_values_and_scale() -> None:
+def test_the_observer_sees_each_operand_and_what_it_became() -> None:
     linear, x, gradient = layer_and_data(tokens=48, n_in=64, n_out=96)
     second = {"activation:wgrad", "weight:dgrad", "gradient:wgrad"}
     again = {
@@ -440,7 +440,7 @@ def test_the_observer_sees_each_operand_with_its_grid_values_and_scale() -> None
         silent = one_pass(layer, x, gradient)
         layer = fp8(linear, recipe)
         seen: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        layer.observer = lambda name, tensor, grid, scale, seen=seen: seen.update({name: (tensor, grid, scale)})
+        layer.observer = lambda name, tensor, q, seen=seen: seen.update({name: (tensor, q.grid(), q.scale_of_each())})
         assert torch.equal(one_pass(layer, x, gradient).grad_weight, silent.grad_weight)
         assert set(seen) == {"activation", "weight", "gradient"} | again[recipe]
         for operand, (tensor, grid, scale) in seen.items():

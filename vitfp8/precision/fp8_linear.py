@@ -71,8 +71,8 @@ from vitfp8.precision.quantizer import AmaxHistory, Quantized, quantize
 from vitfp8.precision.recipes import RECIPES, Cast, Recipe, recipe_named
 from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, torchao_version
 
-Observer = Callable[[str, Tensor, Tensor, Tensor], None]
-"""Called with (operand, high-precision tensor, its grid values as float32, its scale, which broadcasts against them).
+Observer = Callable[[str, Tensor, Quantized], None]
+"""Called with (operand, high-precision tensor, what it became).
 
 The operand is ``activation``, ``weight`` or ``gradient``, and ``activation:wgrad``, ``weight:dgrad`` or
 ``gradient:wgrad`` when a recipe quantises it again for its other product.
@@ -268,7 +268,7 @@ class FP8Linear(nn.Linear):
         else:
             quantized = quantize(tensor, cast, contracted=contracted, container=container)
         if self.observer is not None:
-            self.observer(operand, tensor.detach(), quantized.grid(), quantized.scale_of_each())
+            self.observer(operand, tensor.detach(), quantized)
         return quantized
 
 

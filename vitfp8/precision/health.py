@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vitfp8.precision.formats import round_and_count, sqnr
-from vitfp8.precision.fp8_linear import FP8Linear
+from vitfp8.precision.fp8_linear import FP8Linear, Observer
 from vitfp8.precision.layers import LowPrecisionLinear
-from vitfp8.precision.quantizer import quantize
+from vitfp8.precision.quantizer import Quantized, quantize
 from vitfp8.precision.recipes import Cast, Recipe
 
 OPERANDS = ("activation", "weight", "gradient")
@@ -51,7 +51,9 @@ def measure(tensor: Tensor, format: str, scale: Tensor | float = 1.0, *, saturat
     whole = tensor.detach()
     low, high = torch.aminmax(whole)
     amax = torch.maximum(-low, high).float()
-    nonfinite = (~whole.isfinite()).sum()
+    # on a processor a look at amax saves several passes and their memory; elsewhere a look would be waited for
+    sound = whole.device.type == "cpu" and bool(amax.isfinite())
+    nonfinite = torch.zeros(()) if sound else (~whole.isfinite()).sum()
     stride = -(-whole.numel() // ELEMENTS_MEASURED)
     if stride > 1 and whole.ndim and len(whole) > stride:
         if isinstance(scale, Tensor) and scale.ndim == whole.ndim and len(scale) == len(whole):
@@ -88,7 +90,7 @@ class HealthSampler:
         self._names = list(self.layers)
         self._gradient_scale = gradient_scale
         self._stride = 1
-        self._samples: list[tuple[int, int, int, Tensor]] = []
+        self._samples: list[tuple[int, int, int, Tensor | tuple[float, ...]]] = []
 
     @contextmanager
     def watching(self, step: int) -> Iterator[None]:
@@ -118,14 +120,14 @@ class HealthSampler:
                     layer.observer = None
             self._thin()
 
-    def _fp8_observer(self, step: int, index: int, layer: FP8Linear) -> Callable[[str, Tensor, Tensor, Tensor], None]:
+    def _fp8_observer(self, step: int, index: int, layer: FP8Linear) -> Observer:
         """Called by the layer with each operand as it is quantised; operands that are quantised again count once."""
         recipe = layer.recipe
         casts = {"activation": recipe.fprop[0], "weight": recipe.fprop[1], "gradient": recipe.dgrad[0]}
 
-        def observe(operand: str, tensor: Tensor, _grid: Tensor, scale: Tensor) -> None:
+        def observe(operand: str, tensor: Tensor, quantized: Quantized) -> None:
             if operand in casts:
-                self._keep(step, index, operand, measure(tensor, casts[operand].format, scale))
+                self._keep(step, index, operand, measure(tensor, casts[operand].format, quantized.scale_of_each()))
 
         return observe
 
@@ -170,8 +172,13 @@ class HealthSampler:
         self._keep(step, index, "gradient", values)
 
     def _keep(self, step: int, index: int, operand: str, values: Tensor) -> None:
-        """Keep a sample on the device: reading it would make the processor wait."""
-        self._samples.append((step, index, OPERANDS.index(operand), values))
+        """Keep a sample on the device, where reading it would make the processor wait.
+
+        A processor's are kept as numbers: small tensors that live on between large ones that do not would keep freed memory from
+        being joined, and the next steps from using it.
+        """
+        kept = tuple(values.tolist()) if values.device.type == "cpu" else values
+        self._samples.append((step, index, OPERANDS.index(operand), kept))
 
     def _thin(self) -> None:
         """Drop every second sampled step when a series has become too long."""
@@ -180,11 +187,16 @@ class HealthSampler:
             self._stride *= 2
             self._samples = [sample for sample in self._samples if sample[0] % (self.every * self._stride) == 0]
 
+    def _values(self) -> Tensor:
+        """The samples' values, [samples, 6] on the processor."""
+        values = [v.cpu() if isinstance(v, Tensor) else torch.tensor(v) for *_, v in self._samples]
+        return torch.stack(values) if values else torch.empty(0, len(MEASURES))
+
     def report(self) -> dict[str, Any]:
         """The samples as the record keeps them: names, and columns of equal length. Micro-batches of a step are separate rows."""
         if not self._samples:
             return {}
-        values = torch.stack([sample[3].cpu() for sample in self._samples]).tolist()
+        values = self._values().tolist()
         columns: dict[str, list[Any]] = {
             "step": [sample[0] + 1 for sample in self._samples],
             "layer": [sample[1] for sample in self._samples],
@@ -197,9 +209,9 @@ class HealthSampler:
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs."""
         rows = [(step, layer, operand) for step, layer, operand, _ in self._samples]
-        return {"stride": self._stride, "rows": rows, "values": [values.cpu() for *_, values in self._samples]}
+        return {"stride": self._stride, "rows": rows, "values": self._values()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._stride = state["stride"]
-        self._samples = [(*row, values) for row, values in zip(state["rows"], state["values"], strict=True)]
+        self._samples = [(*row, tuple(values.tolist())) for row, values in zip(state["rows"], state["values"], strict=True)]
