@@ -5,7 +5,8 @@ so that files are in memory. The script makes the same trainer from the same par
 without notebook, journal, checkpoints and monitor. The aim is 1.02 times the script's time and 6 seconds. With ``--seeds N`` a
 batch of N runs is divided by N: what is done once a command (checks of parameters, data and machine) is shared.
 
-    python benchmarks/workflow_overhead.py [--preset digits] [--experiment BaseFP32] [--seeds 1] [--repeats 3] [-p KEY VALUE]…
+    python benchmarks/workflow_overhead.py [--preset digits] [--experiment BaseFP32] [--seeds 1] [--repeats 3]
+        [-p KEY VALUE]… [--json FILE]
 """
 
 from __future__ import annotations

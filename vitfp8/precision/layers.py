@@ -64,9 +64,13 @@ class Arithmetic:
         """GELU of `x` in its own format; same shape."""
         return emulated.gelu(x, approximate, self.grid) if self.grid else F.gelu(x, approximate=approximate)
 
+    def writes_attention_out(self, device: torch.device, dropout: float) -> bool:
+        """Whether attention is `vitfp8.precision.attention`: emulated formats everywhere, and every precision on a processor."""
+        return not dropout and (self.grid is not None or device.type == "cpu")
+
     def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:
         """Softmax attention. ``[B, H, N, D]`` each, result the same."""
-        if not dropout and (self.grid or query.device.type == "cpu"):
+        if self.writes_attention_out(query.device, dropout):
             return attention.attention(query, key, value, scale, self.held)
         if self.grid:
             raise NotImplementedError("attention dropout is not emulated")
@@ -124,7 +128,7 @@ class PreciseAttention(Attention):
         gate = self.gate(x).sigmoid() if self.gate is not None else None
         dropout = self.attn_drop.p if self.training else 0.0
         packed = self.qkv(x)
-        written_out = not dropout and (self.arithmetic.grid is not None or x.device.type == "cpu")
+        written_out = self.arithmetic.writes_attention_out(x.device, dropout)
         if written_out and isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
             y = attention.packed_attention(packed, self.num_heads, self.scale, self.arithmetic.held)
         else:
