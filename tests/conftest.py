@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vitfp8.catalog import BUNDLES
 from vitfp8.params import Layer, RunParams, read_layer, validate
 
 # A shell that starts a job in the background makes it ignore Ctrl-C, and children inherit that: tests that send it need it heard.
@@ -24,6 +25,8 @@ def smoke_params() -> Callable[..., RunParams]:
 
     def make(experiment: str = "BaseFP32", **overrides: object) -> RunParams:
         layers = [read_layer(TOP / "params" / f"{experiment}.yaml"), read_layer(SMOKE)]
+        if not {"precision", "augmentation", *BUNDLES["basic"]}.isdisjoint(overrides):
+            overrides = {"variant": "trial", **overrides}
         return validate([*layers, Layer("the test", {"threads": 1, "device": "cpu", **overrides})])
 
     return make

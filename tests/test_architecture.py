@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "catalog": set(),
     "params": {"catalog"},
     "quantize_params": {"catalog", "params"},
-    "record": {"catalog", "params"},
+    "record": {"catalog", "params", "quantize_params"},
     "data": {"catalog", "params"},
     "model": {"catalog", "params"},
     "precision": {"catalog", "params"},

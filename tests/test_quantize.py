@@ -122,7 +122,7 @@ def test_bytes_count_codes_and_scales(format: str, granularity: str, size: int) 
 
 def tiny_model(precision: str = "fp16") -> tuple[torch.nn.Module, Tensor]:
     """A tiny model in a precision, and images."""
-    params = validate([*map(read_layer, SMOKE), Layer("the test", {"precision": precision, "device": "cpu"})])
+    params = validate([*map(read_layer, SMOKE), Layer("the test", {"variant": "trial", "precision": precision, "device": "cpu"})])
     torch.manual_seed(1)
     model = create_model(params, 10)
     prepare(model, precision, device=torch.device("cpu"))

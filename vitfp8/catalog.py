@@ -49,6 +49,15 @@ class Experiment:
 #: What "Augm" changes at once; said wherever the factor is named.
 AUGM_BUNDLE = "extended augmentation, stronger weight decay, label smoothing, gradient clipping and warm-up"
 
+#: Augmentation level of an experiment → the values of the parameters that change with it. An experiment is what it says: one
+#: without a variant has exactly the values of its row.
+BUNDLES: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
+    {
+        "basic": MappingProxyType({"weight_decay": 0.05, "label_smoothing": 0.0, "gradient_clip": None, "warmup_fraction": 0.0}),
+        "extended": MappingProxyType({"weight_decay": 0.1, "label_smoothing": 0.1, "gradient_clip": 1.0, "warmup_fraction": 0.1}),
+    }
+)
+
 _EXPERIMENTS = (
     Experiment(name="BaseFP32", label="Baseline FP32", precision="fp32", augmentation="basic",
                color="#e74c3c", linestyle="-", marker="o", hatch="", core=True),
@@ -146,8 +155,43 @@ AUGMENTATION_LEVELS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionFacts:
+    """What is known of a precision without torch.
+
+    Attributes:
+        name: the key that a parameter file uses.
+        label: how a figure or table calls it.
+        knobs: parameters that this precision uses and others may not; one that it does not use decides none of its numbers.
+    """
+
+    name: str
+    label: str
+    knobs: tuple[str, ...] = ()
+
+
+_PRECISIONS = (
+    PrecisionFacts(name="fp32", label="FP32"),
+    PrecisionFacts(name="tf32", label="TF32"),
+    PrecisionFacts(name="bf16", label="BF16"),
+    PrecisionFacts(name="fp16", label="FP16", knobs=("loss_scale", "loss_scale_interval")),
+    PrecisionFacts(name="fp8", label="FP8", knobs=("fp8_recipe", "base_precision")),
+)
+
 #: Precision → how a figure or table calls it. `vitfp8.precision.PRECISIONS` is the table that acts.
-PRECISIONS: Mapping[str, str] = MappingProxyType({"fp32": "FP32", "tf32": "TF32", "bf16": "BF16", "fp16": "FP16", "fp8": "FP8"})
+PRECISIONS: Mapping[str, str] = MappingProxyType({row.name: row.label for row in _PRECISIONS})
+
+
+def unused_knobs(precision: object) -> frozenset[str]:
+    """Parameters that only other precisions use; none for a precision that the catalogue does not know.
+
+    Args:
+        precision: a key of `PRECISIONS`.
+    """
+    own = next((row for row in _PRECISIONS if row.name == precision), None)
+    return frozenset(knob for row in _PRECISIONS for knob in row.knobs) - set(own.knobs) if own else frozenset()
+
 
 #: Scaling recipe of FP8 → what it does. `vitfp8.precision.recipes.RECIPES` is the table that acts.
 FP8_RECIPES: Mapping[str, str] = MappingProxyType(
@@ -170,7 +214,7 @@ BASE_PRECISIONS = ("bf16", "fp32")
 PRECISION_ALIASES: Mapping[str, str] = MappingProxyType(
     {
         "32-true": "fp32", "32": "fp32", "float32": "fp32",
-        "16-mixed": "fp16", "float16": "fp16", "half": "fp16",
+        "16-mixed": "fp16", "16": "fp16", "float16": "fp16", "half": "fp16",
         "bf16-mixed": "bf16", "bfloat16": "bf16",
     }
 )  # fmt: skip

@@ -28,7 +28,7 @@ from vitfp8.catalog import DATASETS
 from vitfp8.data import ImageData, check_dataset, load_data
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import IDENTITY_RULE, InputError, RunParams
 from vitfp8.precision import PreparedPrecision, choose_backend, prepare
 from vitfp8.record import EpochRow, Hardware, Metrics, Precision, RunJournal, RunRecord, collect_provenance, digest_of, now
 from vitfp8.trainer import Evaluation, Outcome, ViTTrainer
@@ -189,6 +189,7 @@ class Experiment:
             expectation=params.expectation,
             parameters=params.model_dump(),
             parameters_digest=params.digest,
+            identity_rule=IDENTITY_RULE,
             defaults_taken=list(defaults_taken),
             precision=Precision.model_validate(self.precision.report),
             model=dict(self.facts),

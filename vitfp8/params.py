@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, overload
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, overload
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -26,12 +26,15 @@ from vitfp8.catalog import (
     AUGMENTATION_LEVELS,
     BACKENDS,
     BASE_PRECISIONS,
+    BUNDLES,
     DATASETS,
     DEVICES,
+    EXPERIMENTS,
     FP8_RECIPES,
     PRECISION_ALIASES,
     PRECISIONS,
     TRAININGS,
+    unused_knobs,
 )
 
 #: Most characters of an error line: a path may have 4096, and a terminal should still show what is wrong.
@@ -187,16 +190,21 @@ class Parameters(BaseModel):
         return f"{self.experiment}{variant}-s{self.seed}"
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the run's numbers: two runs with equal identities do the same arithmetic.
-
-        Values are compared, not files; a field that was added later is left out while it has its neutral value.
-        """
+        """The values that decide the run's numbers: two runs with equal identities do the same arithmetic; see `identity_of`."""
         return identity_of(type(self), self.model_dump())
 
     @property
     def digest(self) -> str:
         """SHA-256 of `identity` as canonical JSON, hexadecimal."""
         return identity_digest(type(self), self.model_dump())
+
+    def digest_under(self, rule: int) -> str:
+        """SHA-256 of the identity that an earlier rule gives these parameters, hexadecimal.
+
+        Args:
+            rule: 1 to `IDENTITY_RULE`.
+        """
+        return identity_digest(type(self), self.model_dump(), rule)
 
 
 class RunParams(Parameters):
@@ -263,8 +271,8 @@ class RunParams(Parameters):
     base_precision: Annotated[str, BeforeValidator(_precision_name), Field(strict=True), About(neutral="bf16")] = Field(
         description="what everything outside the FP8 products follows: bf16 or fp32"
     )
-    loss_scale: Annotated[_Float, Field(gt=0, le=2.0**40), About()] = Field(
-        description="first loss scale of fp16; doubled after loss_scale_interval good steps, halved on overflow"
+    loss_scale: Annotated[_Float, Field(ge=1, le=2.0**40), About()] = Field(
+        description="first loss scale of fp16, at least 1; doubled after loss_scale_interval good steps, halved on overflow"
     )
     loss_scale_interval: Annotated[_Int, Field(ge=1, lt=2**31), About()] = Field(description="good steps until it is doubled")
     device: Annotated[str, Field(strict=True), About()] = Field(description="auto, cpu, cuda or mps")
@@ -320,7 +328,32 @@ class RunParams(Parameters):
         dataset = DATASETS[self.dataset]
         if self.in_channels is not None and self.in_channels < dataset.channels:
             raise KeyedError("in_channels", f"but {self.dataset} has {dataset.channels}; take {dataset.channels} or null")
+        _check_experiment_is_what_it_says(self)
         return self
+
+
+def _check_experiment_is_what_it_says(params: RunParams) -> None:
+    """Refuse factors that are not those of the experiment's row, unless a variant says that something is changed on purpose."""
+    if params.variant:
+        return
+
+    def factors(name: str) -> dict[str, object]:
+        row = EXPERIMENTS[name]
+        return {"precision": row.precision, "augmentation": row.augmentation, **BUNDLES[row.augmentation]}
+
+    stated = {key: getattr(params, key) for key in factors(params.experiment)}
+    differing = {key: value for key, value in factors(params.experiment).items() if stated[key] != value}
+    if not differing:
+        return
+    right = next((name for name in TRAININGS if factors(name) == stated), None)
+    way_out = (f"run {right}, which is that, or " if right else "") + "name the change with variant, e.g. variant: trial"
+    if len(differing) == 1:
+        ((key, value),) = differing.items()
+        raise KeyedError(key, f"but {params.experiment} has {'null' if value is None else value}; {way_out}")
+    said = ", ".join(f"{key} {'null' if stated[key] is None else stated[key]}, not {value}" for key, value in differing.items())
+    raise KeyedError(
+        "experiment", f"the values are not its own ({said}); take those of params/{params.experiment}.yaml, or {way_out}"
+    )
 
 
 def field_notes(kind: type[Parameters] = RunParams) -> dict[str, About]:
@@ -335,30 +368,47 @@ def field_notes(kind: type[Parameters] = RunParams) -> dict[str, About]:
     }
 
 
-def identity_of(kind: type[Parameters], values: Mapping[str, Any]) -> dict[str, Any]:
+def _is_real(annotation: object) -> bool:
+    """Whether a field's type is a real number, perhaps an optional one: a notebook saved by JavaScript has 1 for 1.0."""
+    return annotation is float or any(map(_is_real, get_args(annotation)))
+
+
+#: The rule by which identities are formed. A record names the rule of its digest; one that names none has rule 1.
+#: 1: what decides numbers, less fields that were added later while they have their neutral value.
+#: 2: less also what the precision does not use (FP8's recipe in FP32), so that one command can set it for all experiments.
+IDENTITY_RULE = 2
+
+
+def identity_of(kind: type[Parameters], values: Mapping[str, Any], rule: int = IDENTITY_RULE) -> dict[str, Any]:
     """The values that decide numbers, of parameters that need not be valid today: a record's, made by whatever version.
+
+    Two runs whose identities are equal do the same arithmetic, if data and code are equal too. Values are compared, not files.
 
     Args:
         kind: the class of parameters; a name that it does not know counts as deciding.
         values: name → value.
+        rule: see `IDENTITY_RULE`.
     """
     about = field_notes(kind)
     notes = {key: about.get(key, About()) for key in values}
+    unused = unused_knobs(values.get("precision")) if rule >= 2 else frozenset()
+    real = {key for key, info in kind.model_fields.items() if _is_real(info.annotation)}
     return {
-        key: value
+        key: float(value) if key in real and type(value) is int else value
         for key, value in values.items()
-        if notes[key].decides and not (notes[key].neutral is not ... and notes[key].neutral == value)
+        if notes[key].decides and key not in unused and not (notes[key].neutral is not ... and notes[key].neutral == value)
     }
 
 
-def identity_digest(kind: type[Parameters], values: Mapping[str, Any]) -> str:
+def identity_digest(kind: type[Parameters], values: Mapping[str, Any], rule: int = IDENTITY_RULE) -> str:
     """SHA-256 of `identity_of` as canonical JSON, hexadecimal.
 
     Args:
         kind: the class of parameters.
         values: name → value.
+        rule: see `IDENTITY_RULE`.
     """
-    text = json.dumps(identity_of(kind, values), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(identity_of(kind, values, rule), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

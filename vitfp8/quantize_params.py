@@ -87,6 +87,12 @@ class QuantizeParams(Parameters):
                     raise KeyedError(key, f"{name!r} is unknown; {suggest(name, known)}")
             if len(set(names)) != len(names):
                 raise KeyedError(key, "one is named twice; name each once")
+        source = EXPERIMENTS[self.experiment].source
+        if self.source_experiment != source and not self.variant:
+            raise KeyedError(
+                "source_experiment",
+                f"but {self.experiment} quantises {source}; name the change with variant, e.g. variant: {self.source_experiment}",
+            )
         return self
 
     @property

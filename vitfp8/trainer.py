@@ -397,7 +397,9 @@ class ViTTrainer:
 
     def _save_weights(self, name: str) -> None:
         """Save the weights alone, for evaluation and for other programs."""
-        self._save(name, {"parameters": self.params.digest, "epoch": self.epoch, "model": self.model.state_dict()})
+        # a quantisation names this file's digest: the first rule's, so that the same weights give the same file for ever
+        state = {"parameters": self.params.digest_under(1), "epoch": self.epoch, "model": self.model.state_dict()}
+        self._save(name, state)
 
     def _save(self, name: str, state: Mapping[str, Any], *, before: str | None = None) -> Path | None:
         """Save a state under a name and remember its digest; what had the name may be kept under another."""
@@ -424,7 +426,7 @@ class ViTTrainer:
         if found is None:
             return []
         state, path, problems = found
-        if state.get("parameters") != self.params.digest:
+        if state.get("parameters") not in (self.params.digest, self.params.digest_under(1)):
             raise CheckpointError(f"{path}: belongs to a run with other parameters; give another run_folder")
         if state.get("data", self.data.digest) != self.data.digest:
             raise CheckpointError(

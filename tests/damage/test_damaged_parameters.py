@@ -38,7 +38,7 @@ NUMBERS: dict[str, tuple[bool, float, float, bool, bool]] = {
     "micro_batch_size": (True, 1, 2**31, True, False), "learning_rate": (False, 0, 100, False, True),
     "weight_decay": (False, 0, 100, True, True), "warmup_fraction": (False, 0, 1, True, True),
     "label_smoothing": (False, 0, 1, True, False), "gradient_clip": (False, 0, _ANY, False, False),
-    "loss_scale": (False, 0, 2.0**40, False, True), "loss_scale_interval": (True, 1, 2**31, True, False),
+    "loss_scale": (False, 1, 2.0**40, True, True), "loss_scale_interval": (True, 1, 2**31, True, False),
     "threads": (True, 1, 4096, True, True), "checkpoint_every": (True, 1, 2**31, True, False),
     "checkpoint_minutes": (False, 0, 1440, False, True), "health_every": (True, 0, 2**31, True, False),
     "monitor_interval": (False, 0.1, 3600, True, True), "calibration_images": (True, 1, 2**31, True, False),

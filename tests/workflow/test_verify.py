@@ -417,13 +417,13 @@ def test_what_may_be_missing_or_may_have_changed_is_a_note(study: Path) -> None:
     lab.sealed(attribute("provenance", "code_digest", value="0" * 64))
     for name in ("BaseFP32", "AugmFP16"):
         file = study / "params" / f"{name}.yaml"
-        file.write_text(file.read_text().replace("weight_decay: 0.05", "weight_decay: 0.07"))
+        file.write_text(file.read_text().replace("validation_fraction: 0.1", "validation_fraction: 0.2"))
     found = checks()
     notes = {(check.path.stem, check.subject): check.text for check in found if check.level == "note"}
     assert "not here" in notes[("AugmFP16-s0", "journal")] and "not here" in notes[("AugmFP16-s0", "checkpoints")]
     assert "best.pt is not here" in notes[("BaseFP32-s0", "checkpoints")]
     assert "log.jsonl:2: a torn line" in notes[("BaseFP32-s0", "run log")]
-    assert "weight_decay 0.07 (the record: 0.05)" in notes[("BaseFP32-s0", "parameter file")]
+    assert "validation_fraction 0.2 (the record: 0.1)" in notes[("BaseFP32-s0", "parameter file")]
     assert "another today" in notes[("BaseFP32-s0", "code")]
     failed = [check for check in found if check.level == "FAILED"]
     assert [(check.subject, check.text.partition(":")[0]) for check in failed] == [("journal", "provenance.code_digest")]
@@ -513,7 +513,7 @@ def test_what_a_repeat_cannot_promise_is_said_in_words(study: Path) -> None:
     record = read_record(STUDY / f"{BASE}.ipynb")
     assert why_not_promised(record, record) == []
     elsewhere = record.model_copy(deep=True)
-    elsewhere.provenance |= {"instruction_set": "AVX2", "threads": 4, "code_digest": "0" * 64}
+    elsewhere.provenance |= {"instruction_set": "another one", "threads": 4, "code_digest": "0" * 64}
     elsewhere.provenance["versions"] = {**record.provenance["versions"], "torch": "1.0"}
     elsewhere.data = {**record.data, "digest": "1" * 64}
     words = "; ".join(why_not_promised(record, elsewhere))

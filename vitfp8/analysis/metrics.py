@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of, row_of
-from vitfp8.params import InputError, field_notes
+from vitfp8.params import InputError, RunParams, identity_of
 from vitfp8.record import RunRecord, load_history, load_records, load_runs
 
 #: Parameters that "Augm" changes together; a contrast of augmentation lets exactly these differ.
@@ -472,10 +472,8 @@ def deciding_parameters(record: RunRecord) -> dict[str, Any]:
     Args:
         record: the run's record.
     """
-    about = field_notes()
-    found = {
-        key: value for key, value in record.parameters.items() if key != "seed" and not (key in about and not about[key].decides)
-    }
+    found = identity_of(RunParams, record.parameters)
+    found.pop("seed", None)
     if record.data.get("digest"):
         found["data_digest"] = str(record.data["digest"])[:12]
     return found

@@ -18,6 +18,7 @@ from vitfp8.data import check_dataset
 from vitfp8.experiment import device_facts, resolve_device
 from vitfp8.model import create_model
 from vitfp8.monitor import SystemMonitor
+from vitfp8.params import IDENTITY_RULE
 from vitfp8.precision import choose_backend, prepare
 from vitfp8.precision.formats import sqnr
 from vitfp8.quantize.export import load_quantized, save_quantized
@@ -142,7 +143,7 @@ class Quantization:
             "backend": self.source.precision.report["backend"],
             "best_epoch": metrics.best_epoch,
             "recorded_test_acc": metrics.best_test_acc,
-            "parameters_digest": record.parameters_digest,
+            "parameters_digest": record.first_rule_digest,
             "checkpoint_sha256": self.source.checkpoint_sha256,
             "checkpoint_bytes": self.source.checkpoint.stat().st_size,
         }
@@ -163,6 +164,7 @@ class Quantization:
             expectation=params.expectation,
             parameters=params.model_dump(),
             parameters_digest=params.digest,
+            identity_rule=IDENTITY_RULE,
             defaults_taken=list(defaults_taken),
             precision=Precision.model_validate(report),
             model=dict(self.source.facts) | {"quantized_layers": self.layers},

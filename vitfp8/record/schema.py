@@ -17,6 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from vitfp8.params import identity_digest
+from vitfp8.quantize_params import parameters_of
+
 #: The MIME type under which a record stands in an executed notebook.
 RECORD_MIME = "application/vnd.vitfp8.record+json"
 
@@ -267,6 +270,7 @@ class RunRecord(_Part):
         expectation: what was expected beforehand.
         parameters: every parameter.
         parameters_digest: SHA-256 of those that decide numbers.
+        identity_rule: the rule by which that digest was formed, see `vitfp8.params.IDENTITY_RULE`; records that name none have 1.
         defaults_taken: parameters that the notebook took from its defaults although others were injected.
         precision: requested and effective.
         model: name, parameters (number), flops_per_image, …
@@ -300,6 +304,7 @@ class RunRecord(_Part):
     expectation: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     parameters_digest: str | None = None
+    identity_rule: Annotated[int, Field(ge=1, lt=2**31)] = 1
     defaults_taken: list[str] = Field(default_factory=list)
     precision: Precision | None = None
     model: dict[str, Any] = Field(default_factory=dict)
@@ -350,11 +355,21 @@ class RunRecord(_Part):
         variant = f"~{self.variant}" if self.variant else ""
         return f"{self.experiment}{variant}" + (f"-s{self.seed}" if self.seed is not None else "-imported")
 
+    @property
+    def first_rule_digest(self) -> str | None:
+        """The digest of the parameters under the first rule of identity, whatever rule the record names.
+
+        It stands in the deterministic part, so that records of all versions can be compared.
+        """
+        if self.identity_rule == 1 or self.parameters_digest is None:
+            return self.parameters_digest
+        return identity_digest(parameters_of(self.experiment), self.parameters, 1)
+
     def deterministic_part(self) -> dict[str, Any]:
         """What a repeat with the same parameters on the same kind of machine reproduces bit by bit."""
         if self.kind == "quantization":
             return {
-                "parameters": self.parameters_digest,
+                "parameters": self.first_rule_digest,
                 "data": self.data.get("digest"),
                 "source": {
                     key: self.source.get(key) for key in ("parameters_digest", "checkpoint_sha256", "test_acc", "test_loss")
@@ -364,7 +379,7 @@ class RunRecord(_Part):
                 "status": self.status,
             }
         return {
-            "parameters": self.parameters_digest,
+            "parameters": self.first_rule_digest,
             "data": self.data.get("digest"),
             "history": [{key: getattr(row, key) for key in DETERMINISTIC_COLUMNS} for row in self.history],
             "metrics": {

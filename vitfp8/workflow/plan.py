@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, suggest, validate
+from vitfp8.params import InputError, Layer, RunParams, identity_of, parse_assignment, read_layer, suggest, validate
 from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
 from vitfp8.record import (
     RecordError,
@@ -275,9 +275,10 @@ def _has_begun(record: RunRecord, folder: Path) -> bool:
 
 def _what_changed(record: RunRecord, params: RunParams | QuantizeParams) -> str:
     """What a record was made with that is not so any more, as a part of a sentence; empty when nothing has changed."""
-    if record.parameters_digest != params.digest:
-        changed = [key for key, value in params.identity().items() if record.parameters.get(key, ...) != value]
-        return f" with other parameters ({', '.join(changed) or 'values differ'})"
+    there, here = identity_of(type(params), record.parameters), params.identity()
+    if there != here:
+        changed = [key for key in dict.fromkeys([*here, *there]) if there.get(key, ...) != here.get(key, ...)]
+        return f" with other parameters ({', '.join(changed)})"
     code = record.provenance.get("code_digest")
     if code is not None and code != code_digest(kind_of(params)):
         commit = str(record.provenance.get("commit") or "")[:10]

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vitfp8.monitor import Heat, read_heat
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import IDENTITY_RULE, InputError, RunParams
 from vitfp8.record import (
     JournalError,
     RecordError,
@@ -243,6 +243,7 @@ def _begin(planned: PlannedRun) -> None:
             expectation=params.expectation,
             parameters=params.model_dump(),
             parameters_digest=params.digest,
+            identity_rule=IDENTITY_RULE,
             started=now(),
             progress={"epoch": 0, "epochs": params.epochs} if isinstance(params, RunParams) else {},
         )

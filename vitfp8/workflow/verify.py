@@ -362,7 +362,7 @@ def _source(run: _Run) -> Iterator[Found]:
         return
     there = loaded.record
     expected = {
-        "parameters_digest": ("parameters_digest", there.parameters_digest),
+        "parameters_digest": ("parameters_digest", there.first_rule_digest),
         "checkpoint_sha256": ("checkpoints.best", there.checkpoints.get("best")),
         "recorded_test_acc": ("metrics.best_test_acc", there.metrics.best_test_acc),
     }

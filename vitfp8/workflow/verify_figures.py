@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vitfp8.params import identity_digest
+from vitfp8.params import IDENTITY_RULE, identity_digest
 from vitfp8.quantize_params import parameters_of
 from vitfp8.record import EpochRow, RunRecord, digest_of
 
@@ -60,7 +60,10 @@ def wrong_digests(record: RunRecord) -> Iterator[str]:
         yield contradiction("deterministic.digest", digest, found, "parameters, data, history, metrics and predictions")
     if digest is None and record.status == "completed":
         yield "deterministic.digest: is missing, though every completed run has one"
-    expected = identity_digest(parameters_of(record.experiment), record.parameters)
+    if record.identity_rule > IDENTITY_RULE:
+        yield f"identity_rule: {record.identity_rule} is later than {IDENTITY_RULE}, which this vitfp8 knows: update it"
+        return
+    expected = identity_digest(parameters_of(record.experiment), record.parameters, record.identity_rule)
     if record.parameters_digest != expected:
         yield contradiction("parameters_digest", record.parameters_digest, expected, "the parameters that decide numbers")
     for key in ("experiment", "variant", "seed", "question", "expectation"):
