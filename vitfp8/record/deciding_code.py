@@ -88,8 +88,8 @@ _READERS_FACTS = frozenset({"label", "source", "needs_files"})
 #: Fields of a syntax tree that change nothing of what is computed.
 _IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
-#: A C++ literal, which is kept, or a C++ comment.
-_CPP = re.compile(r'("(?:\\.|[^"\\\n])*"|(?<!\w)\'(?:\\.|[^\'\\\n])*\')|//[^\n]*|/\*.*?\*/', re.DOTALL)
+#: A C++ literal, which is kept, or C++ comments and blanks, which are as good as one blank.
+_CPP = re.compile(r'("(?:\\.|[^"\\\n])*"|(?<!\w)\'(?:\\.|[^\'\\\n])*\')|(?://[^\n]*|/\*.*?\*/|[ \t]+)+', re.DOTALL)
 
 
 def code_digest(kind: str = "run") -> str:

@@ -51,7 +51,7 @@ class _GitError(Exception):
     """Git cannot tell; the message says why."""
 
 
-def _git(*arguments: str, folder: Path = PACKAGE) -> bytes:
+def _git(folder: Path, *arguments: str) -> bytes:
     """What git says in a folder, whatever ``GIT_…`` variables (of a hook, say) and settings would have it do.
 
     Raises:
@@ -91,15 +91,15 @@ def _checkout() -> tuple[Path, str]:
     Raises:
         _GitError: there is none.
     """
-    top = Path(os.fsdecode(_git("rev-parse", "--show-toplevel").rstrip(b"\n")))
+    top = Path(os.fsdecode(_git(PACKAGE, "rev-parse", "--show-toplevel").rstrip(b"\n")))
     try:
         ours = (top / PACKAGE.name / "__init__.py").samefile(PACKAGE / "__init__.py")
     except OSError:
         ours = False
-    if not ours or not _git("ls-files", "--", f"{PACKAGE.name}/__init__.py", folder=top):
+    if not ours or not _git(top, "ls-files", "--", f"{PACKAGE.name}/__init__.py"):
         raise _GitError("the git repository around this installation is not vitfp8's own; nothing of it is read")
     try:
-        return top, _git("rev-parse", "--verify", "HEAD", folder=top).decode().strip()
+        return top, _git(top, "rev-parse", "--verify", "HEAD").decode().strip()
     except _GitError:
         raise _GitError("the git checkout has no commit yet") from None
 
@@ -119,7 +119,7 @@ def git_state() -> dict[str, Any]:
         return {"commit": None, "dirty": None, "git_note": str(error)}
     try:
         # records themselves are new files in the tree: only what runs counts
-        status = _git("status", "--porcelain", "-z", "--untracked-files=all", "--", *_PLACES, folder=top)
+        status = _git(top, "status", "--porcelain", "-z", "--untracked-files=all", "--", *_PLACES)
         entries = [(entry[:2].decode(), os.fsdecode(entry[3:])) for entry in status.split(b"\0") if entry]
         untracked = [path for code, path in entries if code == "??"]
         patch = _patch(top, [path for code, path in entries if code != "??"])
@@ -148,10 +148,10 @@ def _patch(top: Path, changed: Sequence[str]) -> bytes:
     patch = b""
     if len(notebooks) < len(changed):
         plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--binary", "--src-prefix=a/", "--dst-prefix=b/")
-        patch = _git("diff", "HEAD", *plain, "--", *_PLACES, ":(exclude,glob)**/*.ipynb", folder=top)
+        patch = _git(top, "diff", "HEAD", *plain, "--", *_PLACES, ":(exclude,glob)**/*.ipynb")
     for path in notebooks:
         try:
-            committed = _git("cat-file", "blob", f"HEAD:{path}", folder=top)
+            committed = _git(top, "cat-file", "blob", f"HEAD:{path}")
         except _GitError:
             committed = b""  # added, and not committed yet
         try:
