@@ -16,6 +16,7 @@ from tests.test_workflow import kernels_of, start, vitfp8, wait_for_epoch
 from vitfp8 import read_record
 from vitfp8.monitor import Heat
 from vitfp8.params import InputError, RunParams
+from vitfp8.record import deciding_code
 from vitfp8.workflow import plan, runner
 from vitfp8.workflow.awake import keep_awake
 from vitfp8.workflow.estimates import disk_bytes, memory_bytes
@@ -137,7 +138,7 @@ def test_a_run_made_by_other_code_is_refused_finished_or_begun_and_force_moves_i
     path = project / "executed" / "smoke" / "BaseFP32-s0.ipynb"
     params = RunParams(**read_record(path).parameters)
     assert plan.decide(path, params)[0] == "keep"
-    monkeypatch.setattr(plan, "code_digest", lambda kind: "another")
+    monkeypatch.setattr(deciding_code, "code_digest", lambda kind: "another")
     with pytest.raises(InputError, match="is finished, but the code that decides numbers has changed.*--force"):
         plan.decide(path, params)
     assert plan.decide(path, params, force=True)[0] == "replace"

@@ -21,7 +21,7 @@ import pandas as pd
 
 from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of, row_of
 from vitfp8.params import InputError, RunParams, identity_of
-from vitfp8.record import RunRecord, load_history, load_records, load_runs
+from vitfp8.record import RunRecord, code_digest_rule, load_history, load_records, load_runs
 
 #: Parameters that "Augm" changes together; a contrast of augmentation lets exactly these differ.
 BUNDLE_KEYS = ("augmentation", "weight_decay", "label_smoothing", "gradient_clip", "warmup_fraction")
@@ -400,9 +400,18 @@ class StudyResults:
         if self.has_imported:
             said.append("Imported runs stand beside those that were run here; they are never averaged or compared with them.")
             said += IMPORTED_CAVEATS
-        digests = {row for group in groups for row in finite_texts(group.runs.get("code_digest", []))}
-        if len(digests) > 1:
-            said.append(f"The runs were made by {len(digests)} versions of the code that decides numbers; see the provenance.")
+        codes: dict[int | None, set[str]] = {}  # digests that were taken by different rules cannot be compared
+        for run in (run for group in groups for run in group.runs["run"]):
+            about = self.records[run].provenance
+            codes.setdefault(code_digest_rule(about), set()).update(finite_texts([about.get("code_digest")]))
+        versions = max(map(len, codes.values()), default=0)
+        if versions > 1:
+            said.append(f"The runs were made by {versions} versions of the code that decides numbers; see the provenance.")
+        if len(codes.keys() - {None}) > 1:
+            said.append(
+                "Code digests of these runs were taken in different ways, by different versions of vitfp8: whether the same code "
+                "decided their numbers is not known."
+            )
         return said
 
 

@@ -22,6 +22,7 @@ from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, one_li
 from vitfp8.analysis.metrics import IMPORTED_VALIDATION, Group, StudyResults, finite
 from vitfp8.analysis.statistics import LEAST_SEEDS_FOR_A_TEST, describe
 from vitfp8.catalog import AUGM_BUNDLE, EXPERIMENTS, PRECISIONS
+from vitfp8.record import code_digest_rule
 
 #: What stands in a cell without a value.
 MISSING = "–"
@@ -403,27 +404,32 @@ def provenance_table(results: StudyResults) -> ReportTable:
         results: the study.
     """
     rows, values = [], []
+    rules = {code_digest_rule(results.records[run].provenance) for group in results.groups for run in group.runs["run"]} - {None}
     for group in results.groups:
         for run, path in zip(group.runs["run"], group.runs["path"], strict=True):
             record = results.records[run]
             about = record.provenance
+            rule = code_digest_rule(about)
             commit = str(about.get("commit") or "")
             dirty = " + changes" if about.get("dirty") else ""
             digests = [str(about.get("code_digest") or ""), str(record.data.get("digest") or "")]
             seed = MISSING if record.seed is None else str(record.seed)
             rows.append([
                 Path(path).name, group.label, seed, (commit[:10] or MISSING) + dirty,
-                *(digest[:10] or MISSING for digest in digests),
+                (digests[0][:10] or MISSING) + (f" (rule {rule})" if rule is not None and len(rules) > 1 else ""),
+                digests[1][:10] or MISSING,
             ])  # fmt: skip
             values.append({
                 "notebook": Path(path).as_posix(), "experiment": record.experiment, "variant": record.variant,
                 "seed": record.seed,
                 "commit": commit or None, "dirty": about.get("dirty"), "code_digest": digests[0] or None,
-                "data_digest": digests[1] or None, "parameters_digest": record.parameters_digest, "started": record.started,
-                "finished": record.finished,
+                "code_digest_rule": rule, "data_digest": digests[1] or None, "parameters_digest": record.parameters_digest,
+                "started": record.started, "finished": record.finished,
             })  # fmt: skip
     columns = ["Executed notebook", "Experiment", "Seed", "Commit", "Code digest", "Data digest"]
     notes = [f"The notebooks lie in {results.folder.as_posix()}; digests and commits are shortened here, whole in the CSV."]
+    if len(rules) > 1:
+        notes.append("Code digests of different rules were taken in different ways and cannot be compared.")
     return ReportTable(stem="provenance", columns=columns, rows=rows, notes=notes, values=pd.DataFrame(values))
 
 

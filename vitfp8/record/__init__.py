@@ -1,6 +1,7 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
 from vitfp8.record.backups import BackupState, backup_state
+from vitfp8.record.deciding_code import code_digest, code_digest_rule, compare_code, incomparable_code
 from vitfp8.record.journal import (
     JOURNAL,
     JournalError,
@@ -12,7 +13,7 @@ from vitfp8.record.journal import (
     record_from_journal,
     summary_line,
 )
-from vitfp8.record.provenance import code_digest, collect_provenance, git_state, processor_and_cores
+from vitfp8.record.provenance import collect_provenance, git_state, processor_and_cores
 from vitfp8.record.reading import (
     RecordError,
     append_to_run_log,
@@ -58,9 +59,12 @@ __all__ = [
     "backup_state",
     "best_weights",
     "code_digest",
+    "code_digest_rule",
     "collect_provenance",
+    "compare_code",
     "digest_of",
     "git_state",
+    "incomparable_code",
     "is_live",
     "is_locked",
     "load_history",

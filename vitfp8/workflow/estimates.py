@@ -18,7 +18,7 @@ from typing import Any
 
 from vitfp8.catalog import DATASETS
 from vitfp8.params import InputError, RunParams, field_notes
-from vitfp8.record import RunRecord, code_digest, load_records, processor_and_cores, record_from_journal
+from vitfp8.record import RunRecord, compare_code, load_records, processor_and_cores, record_from_journal
 from vitfp8.workflow.locate import EXECUTED
 from vitfp8.workflow.plan import PlannedRun
 
@@ -154,10 +154,11 @@ class TimeEstimates:
             and all(record.parameters.get(key, _BEFORE.get(key)) == getattr(params, key) for key in _SPEED)
         ]
         if alike:
-            same_code = [record for record in alike if record.provenance.get("code_digest") == code_digest()]
+            code = [compare_code(record.provenance, record.kind) for record in alike]
+            same_code = [record for record, its in zip(alike, code, strict=True) if its == "same"]
             chosen = same_code or alike
             seconds = statistics.median(record.metrics.epoch_seconds_mean or 0.0 for record in chosen)
-            older = "" if same_code else ", of other code"
+            older = "" if same_code else ", of other code" if "unknown" not in code else ", of another version"
             return seconds, f"{len(chosen)} earlier {'run' if len(chosen) == 1 else 'runs'} on this machine{older}"
         if not self._measure:
             return None, "no earlier run on this machine tells"

@@ -13,7 +13,8 @@ from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters
 from vitfp8.record import (
     RecordError,
     RunRecord,
-    code_digest,
+    compare_code,
+    incomparable_code,
     is_live,
     is_locked,
     read_record,
@@ -279,8 +280,11 @@ def _what_changed(record: RunRecord, params: RunParams | QuantizeParams) -> str:
     if there != here:
         changed = [key for key in dict.fromkeys([*here, *there]) if there.get(key, ...) != here.get(key, ...)]
         return f" with other parameters ({', '.join(changed)})"
-    code = record.provenance.get("code_digest")
-    if code is not None and code != code_digest(kind_of(params)):
-        commit = str(record.provenance.get("commit") or "")[:10]
-        return ", but the code that decides numbers has changed since" + (f" (it was that of commit {commit})" if commit else "")
-    return ""
+    code = compare_code(record.provenance, record.kind)
+    if code == "same":
+        return ""
+    commit = str(record.provenance.get("commit") or "")[:10]
+    was = f" (it was that of commit {commit})" if commit else ""
+    if code == "other":
+        return f", but the code that decides numbers has changed since{was}"
+    return f", but was made by {incomparable_code(record.provenance)}{was}"

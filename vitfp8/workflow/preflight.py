@@ -200,10 +200,20 @@ def _code() -> Finding:
     """Whether a commit names the code that would run."""
     state = git_state()
     if state["commit"] is None:
-        return Finding("note", "code", "no git checkout: records name versions and the code's digest, no commit")
-    if state["dirty"]:
-        return Finding("note", "code", f"commit {state['commit'][:10]} with uncommitted changes: the patch goes into each record")
-    return Finding("ok", "code", f"commit {state['commit'][:10]}, clean")
+        return Finding("note", "code", f"{state['git_note']}: records name versions and the code's digest, no commit")
+    commit = f"commit {state['commit'][:10]}"
+    if state["dirty"] is None:
+        return Finding("note", "code", f"{commit}; whether it was changed is not known: {state['git_note']}")
+    if not state["dirty"]:
+        return Finding("ok", "code", f"{commit}, clean")
+    said = []
+    if "patch_zlib_base64" in state:
+        said.append("uncommitted changes of vitfp8/, notebooks/ and params/, whose patch goes into each record")
+    elif "patch_sha256" in state:
+        said.append("uncommitted changes, whose patch is too large for a record: its digest goes into each")
+    if "untracked" in state:
+        said.append("files that are not in git, whose digests go into each record")
+    return Finding("note", "code", f"{commit} with {', and '.join(said)}")
 
 
 def _backups(folder: Path) -> list[Finding]:

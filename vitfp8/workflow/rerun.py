@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.params import InputError
-from vitfp8.record import RecordError, RunRecord, read_record
+from vitfp8.record import RecordError, RunRecord, code_digest_rule, incomparable_code, read_record
 from vitfp8.workflow.execution import Signals, execute
 from vitfp8.workflow.verify import Check, sha256_of
 from vitfp8.workflow.verify_figures import differences, shown
@@ -118,10 +118,13 @@ def why_not_promised(record: RunRecord, repeat: RunRecord) -> list[str]:
         [] if record.deterministic.get("promised") else [f"the record promises nothing: {record.deterministic.get('level')}"]
     )
     there, here = record.provenance, repeat.provenance
+    comparable = code_digest_rule(there) == code_digest_rule(here)
+    if not comparable:
+        reasons.append(f"made by {incomparable_code(there)}")
     reasons += [
         f"another {name} ({shown(there.get(key))}, now {shown(here.get(key))})"
         for key, name in DECIDING.items()
-        if there.get(key) != here.get(key)
+        if there.get(key) != here.get(key) and (comparable or key != "code_digest")
     ]
     versions, today = there.get("versions") or {}, here.get("versions") or {}
     reasons += [

@@ -18,7 +18,17 @@ from typing import Any
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import InputError, Layer, suggest, validate
 from vitfp8.quantize_params import parameters_of
-from vitfp8.record import JOURNAL, RecordError, RunRecord, code_digest, is_live, payload_digest, record_from_journal
+from vitfp8.record import (
+    JOURNAL,
+    RecordError,
+    RunRecord,
+    code_digest,
+    compare_code,
+    incomparable_code,
+    is_live,
+    payload_digest,
+    record_from_journal,
+)
 from vitfp8.record.reading import read_payload
 from vitfp8.record.schema import PAYLOAD_DIGEST
 from vitfp8.workflow.locate import EXECUTED, preset_file, template
@@ -220,12 +230,14 @@ def _outputs(run: _Run) -> Iterator[Found]:
 
 def _code(run: _Run) -> Iterator[Found]:
     """Code of today."""
-    there = run.record.provenance.get("code_digest")
-    today = code_digest(run.record.kind)
-    if there != today:
-        commit = str(run.record.provenance.get("commit") or "")[:10]
-        made = f", made at commit {commit}" if commit else ""
-        yield "note", f"the code that decides numbers is another today ({shown(today)}, in the record {shown(there)}{made})"
+    code = compare_code(run.record.provenance, run.record.kind)
+    commit = str(run.record.provenance.get("commit") or "")[:10]
+    made = f" (at commit {commit})" if commit else ""
+    if code == "other":
+        there, today = shown(run.record.provenance["code_digest"]), shown(code_digest(run.record.kind))
+        yield "note", f"the code that decides numbers is another today ({today}, in the record {there}){made}"
+    elif code == "unknown":
+        yield "note", f"made by {incomparable_code(run.record.provenance)}{made}"
     name = EXPERIMENTS[run.record.experiment].notebook if run.record.experiment in EXPERIMENTS else None
     if name is None:
         yield "note", f"the catalogue does not know {run.record.experiment} today"

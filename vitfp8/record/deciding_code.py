@@ -1,0 +1,240 @@
+"""Which code decides a run's numbers, and its digest.
+
+The digest covers a named list of files as syntax trees, so that a comment, a docstring, a line break or another version of Python
+makes no finished run stale, and the facts of the catalogue's data sets by their values. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from vitfp8.catalog import DATASETS
+from vitfp8.params import InputError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+#: How the digest is taken; a record states it as ``code_digest_rule``. Rule 1, which early records do not state, took the bytes
+#: of whole folders. Digests of different rules say nothing about each other.
+CODE_DIGEST_RULE = 2
+
+_TRAINING = (
+    "data/augment.py",
+    "data/batches.py",
+    "data/datasets.py",
+    "data/draws.py",
+    "data/formats.py",
+    "data/operations.py",
+    "data/sources.py",
+    "experiment.py",
+    "model.py",
+    "precision/attention.py",
+    "precision/cpu_quantizer.py",
+    "precision/emulated.py",
+    "precision/formats.py",
+    "precision/fp8_linear.py",
+    "precision/health.py",
+    "precision/layers.py",
+    "precision/policy.py",
+    "precision/quantizer.py",
+    "precision/recipes.py",
+    "precision/torchao_layers.py",
+    "trainer.py",
+)
+
+#: Kind of a run → the files that decide its numbers, relative to the package.
+DECIDING: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "run": _TRAINING,
+        "quantization": (
+            *_TRAINING,
+            "quantize/experiment.py",
+            "quantize/export.py",
+            "quantize/schemes.py",
+            "quantize/source.py",
+        ),
+    }
+)
+
+#: What else a run imports, or stands beside these files: a file, or a folder with everything in it → why it decides no number.
+DECIDING_NOTHING: Mapping[str, str] = MappingProxyType(
+    {
+        "__init__.py": "only names what other modules define",
+        "analysis/": "shows what records hold",
+        "catalog.py": "names and labels; what its data sets decide enters the digest by value",
+        "checkpoint.py": "gives back exactly what the trainer saved, or refuses",
+        "data/__init__.py": "only names what other modules define",
+        "monitor/": "measures the machine; training reads none of it",
+        "params.py": "gives values, which stand in the record and have a digest of their own",
+        "precision/__init__.py": "only names what other modules define",
+        "precision/inspect_layer.py": "for looking at one layer in formats.ipynb; no run imports it",
+        "quantize/__init__.py": "only names what other modules define",
+        "quantize_params.py": "gives values, which stand in the record and have a digest of their own",
+        "record/": "stores what it is given; the weights that a quantisation starts from are named by their digest",
+    }
+)
+
+#: Facts of a data set that are only for the reader or say where its files come from.
+_READERS_FACTS = frozenset({"label", "source", "needs_files"})
+
+#: Fields of a syntax tree that change nothing of what is computed.
+_IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+
+#: A C++ literal, which is kept, or C++ comments and blanks, which are as good as one blank.
+_CPP = re.compile(r'("(?:\\.|[^"\\\n])*"|(?<!\w)\'(?:\\.|[^\'\\\n])*\')|(?://[^\n]*|/\*.*?\*/|[ \t]+)+', re.DOTALL)
+
+
+def code_digest(kind: str = "run") -> str:
+    """SHA-256, hexadecimal, over the code that decides a run's numbers, by rule `CODE_DIGEST_RULE`.
+
+    Args:
+        kind: of the run: ``run`` or ``quantization``.
+
+    Raises:
+        InputError: one of these files is missing or is not Python.
+    """
+    digest = hashlib.sha256(_facts_of_data_sets().encode())
+    for name in DECIDING[kind]:
+        path = PACKAGE / name
+        try:
+            tree = tree_digest(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); install vitfp8 again") from None
+        except (SyntaxError, ValueError) as error:
+            raise InputError(f"{path}: is not valid Python ({error}); correct it or install vitfp8 again") from None
+        digest.update(f"\0{name}\0{tree}".encode())
+    return digest.hexdigest()
+
+
+def compare_code(provenance: Mapping[str, Any], kind: str) -> Literal["same", "other", "unknown"]:
+    """Whether a record was made by today's code.
+
+    Args:
+        provenance: the record's.
+        kind: of the run: ``run`` or ``quantization``.
+
+    Returns:
+        ``unknown`` where the record has no code digest, or one that was taken by another rule.
+    """
+    if code_digest_rule(provenance) != CODE_DIGEST_RULE:
+        return "unknown"
+    return "same" if provenance["code_digest"] == code_digest(kind) else "other"
+
+
+def code_digest_rule(provenance: Mapping[str, Any]) -> int | None:
+    """The rule by which a record's code digest was taken; None where it has no digest, 0 where it states no rule that can be.
+
+    Args:
+        provenance: the record's.
+    """
+    if provenance.get("code_digest") is None:
+        return None
+    rule = provenance.get("code_digest_rule", 1)
+    return rule if isinstance(rule, int) else 0
+
+
+def incomparable_code(provenance: Mapping[str, Any]) -> str:
+    """What made a record whose code cannot be compared with today's, and why it cannot, as a part of a sentence.
+
+    Args:
+        provenance: the record's; `compare_code` says ``unknown`` of it.
+    """
+    left = "left no code digest" if code_digest_rule(provenance) is None else "took the code digest in another way"
+    return f"a version of vitfp8 that {left}, so that its code cannot be compared with today's"
+
+
+def _facts_of_data_sets() -> str:
+    """What the catalogue's data sets decide, as canonical JSON."""
+    facts = {
+        name: {key: value for key, value in asdict(row).items() if key not in _READERS_FACTS} for name, row in DATASETS.items()
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+@lru_cache(maxsize=256)
+def tree_digest(source: bytes) -> str:
+    """SHA-256, hexadecimal, of a Python source's syntax tree without comments, docstrings and positions.
+
+    It is the same under every supported version of Python. A string that is a C++ source (it has an ``#include``) is taken
+    without C++ comments, indentation and empty lines.
+
+    Args:
+        source: as it lies on the disk.
+
+    Raises:
+        SyntaxError: it is not Python.
+        ValueError: it has null bytes.
+    """
+    parts: list[str] = []
+    _write(ast.parse(source), parts)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _write(node: ast.AST, parts: list[str]) -> None:
+    """Append a node as text: its class, and its fields that hold something; versions differ in the others alone."""
+    if isinstance(node, ast.Constant):
+        constant = node.value
+        # ascii(), unlike repr(), writes a text in the same way whatever characters a version's Unicode tables know
+        parts.append(ascii(_without_cpp_comments(constant) if isinstance(constant, str) else constant))
+        return
+    kind: Any = type(node)
+    parts.append(f"{kind.__name__}(")
+    for name in _fields(kind):
+        value: Any = getattr(node, name, None)
+        if name == "format_spec" and value is not None and not _text_joined(value.values):
+            continue
+        if isinstance(value, list):
+            value = _text_joined(value) if kind is ast.JoinedStr else [part for part in value if not _does_nothing(part)]
+            if value:
+                parts.append(f"{name}=[")
+                for part in value:
+                    _write(part, parts) if isinstance(part, ast.AST) else parts.append(ascii(part))
+                    parts.append(",")
+                parts.append("]")
+        elif isinstance(value, ast.AST):
+            parts.append(f"{name}=")
+            _write(value, parts)
+        elif value is not None:
+            parts.append(f"{name}={ascii(value)};")
+    parts.append(")")
+
+
+@cache
+def _fields(kind: Any) -> tuple[str, ...]:
+    """The fields of a class of nodes that change what is computed."""
+    return tuple(name for name in kind._fields if name not in _IGNORED)
+
+
+def _does_nothing(node: object) -> bool:
+    """Whether a statement is a docstring, another bare constant, or ``pass``, which may stand where a docstring was."""
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _text_joined(values: Sequence[ast.expr]) -> list[ast.expr]:
+    """The parts of an f-string, neighbouring texts made one and empty ones left out: versions split them differently."""
+    joined: list[ast.expr] = []
+    for part in values:
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            if not part.value:
+                continue
+            if joined and isinstance(joined[-1], ast.Constant):
+                joined[-1] = ast.Constant(joined[-1].value + part.value)  # type: ignore[operator]
+                continue
+        joined.append(part)
+    return joined
+
+
+def _without_cpp_comments(text: str) -> str:
+    """A C++ source without comments, indentation and empty lines; any other text as it is."""
+    if "#include" not in text:
+        return text
+    lines: Iterator[str] = (line.strip() for line in _CPP.sub(lambda found: found[1] or " ", text).splitlines())
+    return "\n".join(line for line in lines if line)
