@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import subprocess
@@ -295,14 +294,36 @@ def test_a_damaged_notebook_is_named_and_the_others_are_read(tmp_path: Path, dam
     assert len(found) == 1 and len(problems) == 1 and "BaseFP32-s1" in problems[0]
 
 
+_DAMAGED_VALUE = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=9), st.lists(st.integers(), max_size=2))
+
+
 @given(st.data())
 @settings(max_examples=200, deadline=None)
-def test_any_damage_of_a_payload_is_a_value_error(data: st.DataObject) -> None:
+def test_any_damage_of_a_payload_is_a_value_error_or_a_record_that_has_the_value(data: st.DataObject) -> None:
     payload = example().to_payload()
     key = data.draw(st.sampled_from(sorted(payload)))
-    payload[key] = data.draw(st.one_of(st.none(), st.integers(), st.text(max_size=9), st.lists(st.integers(), max_size=2)))
-    with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):
-        RunRecord.from_payload(payload)
+    payload[key] = data.draw(_DAMAGED_VALUE)
+    try:
+        record = RunRecord.from_payload(payload)
+    except ValueError as error:
+        assert 0 < len(str(error)) < 400 and len(str(error).splitlines()) == 1
+        return
+    again = record.to_payload()
+    stated = [name for name in payload if name not in ("payload_digest", "bulk")]  # these two are made anew
+    assert {name: again[name] for name in stated} == {name: payload[name] for name in stated}
+    assert record.history == ([] if payload["bulk"] is None else example().history)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schema_version", None), ("schema_version", 99), ("status", "finished"), ("bulk", 0), ("bulk", ""), ("bulk", []),
+        ("bulk", "AAA"), ("seed", "zero"), ("metrics", []), ("notes", "none"), ("parameters", None),
+    ],
+)  # fmt: skip
+def test_a_payload_with_a_value_that_cannot_be_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ValueError):
+        RunRecord.from_payload(example().to_payload() | {key: value})
 
 
 def test_the_deterministic_digest_ignores_time_and_sees_every_number() -> None:

@@ -446,6 +446,25 @@ class Layer:
         return f"{self.source}:{self.lines[key]}" if key in self.lines else self.source
 
 
+def why_no_text(content: bytes, *, appended: bool = False) -> str | None:
+    """What a file is instead of the text that its name promises, with the way out; None where nothing of the kind is known.
+
+    Args:
+        content: of the file, or its beginning.
+        appended: whether lines are appended to it: then NUL bytes are what a power cut left, and no reason.
+    """
+    if content.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a Git LFS pointer, not the file itself; `git lfs pull` gets the file"
+    if mark := re.search(rb"^<{7}(?: [^\n]*)?\r?$", content, re.MULTILINE):
+        line = content.count(b"\n", 0, mark.start()) + 1
+        return f"holds the marks of a merge conflict (line {line}); resolve it in Git: keep one side and remove the marks"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is UTF-16 text; save it as UTF-8"
+    if b"\0" in content[:8000] and not appended:
+        return "is not text (it holds NUL bytes: a binary file, or UTF-16); take the file that was meant, or save it as UTF-8"
+    return None
+
+
 def read_layer(path: str | Path) -> Layer:
     """Read a flat YAML file of parameters; nothing in it is executed.
 
@@ -463,6 +482,8 @@ def read_layer(path: str | Path) -> Layer:
             raise InputError(
                 f"{path}: is larger than {LARGEST_FILE_BYTES // 1000} kB; a parameter file has a few: check the name"
             )
+        if why := why_no_text(content):
+            raise InputError(f"{path}: {why}")
         text = content.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; check the name") from None

@@ -45,6 +45,40 @@ class Crossings(TorchDispatchMode):
         return result
 
 
+class Reads(TorchDispatchMode):
+    """Counts values of the device that the processor waits for, and gives zeros in their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, or note that it reads."""
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].device == META:
+            if func is torch.ops.aten._local_scalar_dense.default:
+                self.seen["a number"] += 1
+                return 0
+            if func is torch.ops.aten._to_copy.default and torch.device(kwargs.get("device") or META).type == "cpu":
+                self.seen["a tensor"] += 1
+                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        return func(*args, **kwargs)
+
+
+class FusedOnMeta(torch.optim.Adam):
+    """What the fused optimizer is to a loss scaler: it takes scale and overflow as tensors, and applies them on the device."""
+
+    _step_supports_amp_scaling = True
+
+    def step(self, closure: Any = None) -> Any:
+        """A step of the operations that all devices but the fused kernel have."""
+        for name in ("grad_scale", "found_inf"):
+            given = getattr(self, name, None)
+            assert given is None or given.device == META
+            setattr(self, name, None)
+        return super().step(closure)
+
+
 def a_model(**changes: object) -> tuple[torch.nn.Module, RunParams]:
     """A small Vision Transformer without values."""
     sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2, "batch_size": 16}
@@ -55,7 +89,7 @@ def a_model(**changes: object) -> tuple[torch.nn.Module, RunParams]:
 
 
 RECIPE_NAMES = ("tensorwise", "delayed", "rowwise", "rowwise_with_gw_hp", "blockwise", "mxfp8_floor", "mxfp8_rceil")
-CASES = [(name, "tensorwise") for name in ("fp32", "tf32", "bf16")] + [("fp8", recipe) for recipe in RECIPE_NAMES]
+CASES = [(name, "tensorwise") for name in ("fp32", "tf32", "bf16", "fp16")] + [("fp8", recipe) for recipe in RECIPE_NAMES]
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["", "health"])
@@ -63,7 +97,7 @@ CASES = [(name, "tensorwise") for name in ("fp32", "tf32", "bf16")] + [("fp8", r
 def test_a_training_step_never_waits_for_the_device(precision: str, recipe: str, sampled: bool) -> None:
     model, _ = a_model()
     prepared = prepare(model, precision, device=META, fp8_recipe=recipe, rows=16 * 17, health_every=1 if sampled else 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True, capturable=False)
+    optimizer = FusedOnMeta(model.parameters(), lr=1e-3, foreach=True)
     images, labels = torch.empty(16, 3, 16, 16, device=META), torch.empty(16, dtype=torch.int64, device=META)
     for step in range(2):
         with Crossings() as crossings, prepared.health.watching(step):
@@ -82,10 +116,19 @@ def test_a_value_that_is_read_would_be_found() -> None:
         torch.empty((), device=META).item()
 
 
-@pytest.mark.parametrize(("precision", "augmentation"), [("fp32", "basic"), ("bf16", "extended"), ("fp8", "extended")])
-def test_an_epoch_sends_two_small_tables_a_step_and_looks_every_fifty_steps(
-    precision: str, augmentation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_scaler_waits_where_the_optimizer_is_not_fused() -> None:
+    model, _ = a_model()
+    prepared = prepare(model, "fp16", device=META, rows=16 * 17, health_every=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+    prepared.backward(model(torch.empty(16, 3, 16, 16, device=META)).float().mean())
+    with pytest.raises(RuntimeError, match="meta"):
+        prepared.step(optimizer, model.parameters(), 1.0)
+
+
+def a_trainer(
+    precision: str, augmentation: str, monkeypatch: pytest.MonkeyPatch, *, batch_size: int = 24, health_every: int = 10
+) -> ViTTrainer:
+    """A trainer of a small model on digits, all of it without values."""
     model, params = a_model(
         dataset="digits",
         image_size=8,
@@ -94,13 +137,43 @@ def test_an_epoch_sends_two_small_tables_a_step_and_looks_every_fifty_steps(
         precision=precision,
         augmentation=augmentation,
         label_smoothing=0.1,
-        batch_size=24,
+        batch_size=batch_size,
+        checkpoint_minutes=None,
     )
     data = load_data(dataset="digits", image_size=8, device=META)
-    prepared = prepare(model, precision, device=META, rows=24 * 5, health_every=10)
+    prepared = prepare(model, precision, device=META, rows=batch_size * 5, health_every=health_every)
     # the optimizer's kernels for meta tensors are those of every device but the fused one
-    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, fused: fused and torch.optim.Adam(groups, lr=lr, foreach=True))
-    trainer = ViTTrainer(params, data, model, prepared, device=META)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, fused: fused and FusedOnMeta(groups, lr=lr, foreach=True))
+    return ViTTrainer(params, data, model, prepared, device=META)
+
+
+#: Reads when an epoch is closed: loss, prediction and label of two splits; norms, losses and correct images; under loss scaling
+#: the scales of all steps, and the scale and the skipped steps (these also for the checkpoint).
+CLOSING = {"a tensor": 9}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp8"])
+def test_closing_an_epoch_reads_as_often_whatever_the_number_of_steps(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ViTTrainer, "_look_at_losses", lambda self, first: None)
+    seen = []
+    for batch_size in (48, 96):
+        trainer = a_trainer(precision, "basic", monkeypatch, batch_size=batch_size, health_every=0)
+        trainer.train_epoch()
+        with Reads() as reads:
+            row = trainer._close_epoch()
+        assert row["epoch"] == 1 and trainer.history == [row]
+        seen.append(dict(reads.seen))
+    assert seen[0] == seen[1]
+    assert seen[0] == CLOSING
+
+
+@pytest.mark.parametrize(
+    ("precision", "augmentation"), [("fp32", "basic"), ("bf16", "extended"), ("fp16", "basic"), ("fp8", "extended")]
+)
+def test_an_epoch_sends_two_small_tables_a_step_and_looks_every_fifty_steps(
+    precision: str, augmentation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = a_trainer(precision, augmentation, monkeypatch)
     looks: list[int] = []
     monkeypatch.setattr(ViTTrainer, "_look_at_losses", lambda self, first: looks.append(first))
     sent: list[int] = []

@@ -48,6 +48,53 @@ def gpu(samples: int = 11, start: float = 1.7e9) -> str:
     return "\n".join(["timestamp,gpu_utilization_percent,gpu_power_mW,cpu_power_mW", *rows]) + "\n"
 
 
+def levels(numbers: list[int], interval: float = 2.0) -> dict[str, list[Any]]:
+    """A hardware file as the earlier monitor wrote it: seconds since its start, thermal levels as whole numbers."""
+    count = len(numbers)
+    return {
+        "cpu_percent": [40.0] * count,
+        "memory_percent": [61.0] * count,
+        "thermal_pressure": numbers,
+        "timestamps": [interval * i for i in range(count)],
+    }
+
+
+def clock(*times: str) -> str:
+    """A GPU file as the earlier monitor wrote it: times of day, 14 W and 3 W."""
+    rows = [f"{time},95.0,14000.0,3000.0" for time in times]
+    return "\n".join(["timestamp,gpu_utilization_percent,gpu_power_mW,cpu_power_mW", *rows]) + "\n"
+
+
+def timing(epochs: int = 12, best: float = 0.7799933, **changes: Any) -> dict[str, Any]:
+    """A timing report as the earlier training script wrote it, whenever training returned; `epochs` were planned."""
+    total = 5600.0
+    return {
+        "experiment_name": "BaseFP32", "start_time": "2026-02-08 21:00:00", "end_time": "2026-02-08 22:33:20",
+        "total_duration_seconds": total, "total_duration_minutes": total / 60, "total_duration_hours": total / 3600,
+        "num_epochs": epochs, "avg_epoch_time_seconds": total / epochs, "best_val_accuracy": best, "precision": "fp32",
+        "augmentation": "basic", "config_file": "configs/BaseFP32.yaml",
+    } | changes  # fmt: skip
+
+
+def first_fp8_test(before: float = 83.29, after: float = 31.5) -> dict[str, Any]:
+    """The results of the first FP8 test: percent, nine levels."""
+    return {
+        "original_fp16": {"accuracy": before, "loss": 0.61, "weight_stats": {}},
+        "fp8_simulated": {"accuracy": after, "loss": 2.1, "weight_stats": {}},
+        "restored_fp16": {"accuracy": after, "loss": 2.1, "weight_stats": {}},
+        "degradation": {"accuracy_loss_pp": before - after, "accuracy_loss_relative_pct": 62.2, "loss_increase": 1.49},
+    }
+
+
+def second_fp8_test(source: str = "results/AugmFP16/checkpoints/best_model.pt") -> dict[str, Any]:
+    """The results of the later FP8 test: fractions, whole numbers up to ±240, and which model was quantised."""
+    return {
+        "experiment": "FP8Test", "source_model": source, "timestamp": "2026-02-09 08:00:00",
+        "original_fp16": {"accuracy": 0.8329, "loss": 0.61}, "quantized_fp8": {"accuracy": 0.8321, "loss": 0.612},
+        "degradation": {"accuracy_loss": 0.0008, "accuracy_loss_percent": 0.08, "loss_increase": 0.002},
+    }  # fmt: skip
+
+
 def write(path: Path, value: object) -> Path:
     """Write a text as it is, anything else as JSON (NaN as Python writes it)."""
     path.parent.mkdir(parents=True, exist_ok=True)

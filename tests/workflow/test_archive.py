@@ -280,13 +280,18 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line_and_the_backup_before_stays_
     assert tree(place / "files") == without_unfinished(source)
 
 
-def test_a_disk_that_is_too_full_is_found_before_anything_is_written(source: Path, small_disk: Path | None) -> None:
-    if small_disk is None:
-        return  # the refusals above have the same line for a file that no disk can hold
+def test_a_disk_that_is_too_full_is_found_before_anything_is_written(
+    source: Path, small_disk: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk or tmp_path / "disk"
+    disk.mkdir(exist_ok=True)
+    if small_disk is None:  # mounting is not permitted: what the system says of the disk is that of a small one
+        usage = shutil.disk_usage(tmp_path)._replace(free=2_097_152)
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     (source / "large.bin").write_bytes(bytes(2_500_000))
     with pytest.raises(InputError, match="the disk is too full: 2.8 MB are needed, 2.1 MB are free"):
-        backup(source, small_disk / "backup")
-    assert not any(small_disk.iterdir())
+        backup(source, disk / "backup")
+    assert not any(disk.iterdir())
 
 
 def test_a_file_that_the_disk_cannot_take_is_named_and_the_others_are_copied(source: Path, place: Path) -> None:

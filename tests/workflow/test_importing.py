@@ -29,6 +29,7 @@ from vitfp8.record import RunRecord, read_source
 from vitfp8.workflow.importing import import_results
 from vitfp8.workflow.importing.names import CAVEATS, OLD_NAMES
 from vitfp8.workflow.importing.records import originals
+from vitfp8.workflow.importing.values import COLUMNS
 from vitfp8.workflow.plan import plan_batch
 from vitfp8.workflow.report import make_report
 from vitfp8.workflow.study import Study
@@ -218,7 +219,8 @@ def test_unknown_folders_are_named_and_left_with_the_way_out(here: Path) -> None
     old.run(here / "old", "exp1_baseline")
     old.run(here / "old", "my_run")
     done = vitfp8("import", "old")
-    assert "left: checkpoints/my_run: is no experiment that is known" in done.output and "--as my_run=BaseFP32" in done.output
+    assert "left: checkpoints/my_run: is not an experiment that is known" in done.output
+    assert "--as my_run=NAME, where NAME is one of BaseFP32, AugmFP32, BaseFP16, AugmFP16, FP8Test" in done.output
     done = vitfp8("import", "old", "--as", "my_run=BaseFP32~mine")
     record = read_record("executed/imported/BaseFP32~mine-imported.ipynb")
     assert record.variant == "mine" and "dataset" not in record.parameters and record.parameters["weight_decay"] == 0.05
@@ -250,16 +252,34 @@ DAMAGE: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+def read_record_of_undamaged(here: Path) -> RunRecord:
+    """The record of the same run without any damage."""
+    old.run(here / "undamaged", "exp1_baseline")
+    return imported(here / "undamaged", study="undamaged")
+
+
 @pytest.mark.parametrize(("changes", "said"), [(c, s) for _, c, s in DAMAGE], ids=[name for name, _, _ in DAMAGE])
 def test_damaged_lists_are_taken_as_far_as_they_go_and_said(here: Path, changes: dict[str, Any], said: str) -> None:
     old.run(here / "old", "exp1_baseline", **changes)
     done = vitfp8("import", "old")
     record = read_record("executed/imported/BaseFP32-imported.ipynb")
     assert said in notes_of(record) and said in done.output
-    assert len(record.history) == 12 and record.history[5].train_acc is not None or "train_acc" in changes
-    for row in record.history:
-        assert row.val_acc is None or 0 <= row.val_acc <= 1
-    assert all(draw_figure(number, load_results("executed/imported")) for number in (1, 3, 4))
+    assert len(record.history) == 12
+    (key,) = changes
+    column = COLUMNS[key]
+    whole = read_record_of_undamaged(here)
+    for at, (row, undamaged) in enumerate(zip(record.history, whole.history, strict=True)):
+        damaged, expected = row.model_dump(), undamaged.model_dump()
+        given = changes[key][at] if isinstance(changes[key], list) and at < len(changes[key]) else None
+        can_be = isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given <= 1
+        assert damaged.pop(column) == (given if can_be else None)
+        expected.pop(column)
+        assert damaged == expected  # the other lists are as they were
+    results = load_results("executed/imported")
+    known = any(row.val_acc is not None for row in record.history)
+    curves, losses, bars = (draw_figure(number, results) for number in (1, 3, 4))
+    assert isinstance(curves, str) is not known
+    assert all(not isinstance(figure, str) and figure.axes for figure in (losses, bars))
 
 
 @pytest.mark.parametrize(
@@ -300,31 +320,41 @@ def test_a_loss_that_ends_as_nan_is_a_diverged_run(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "said", "cpu_percent", "gpu_watts"),
     [
-        ("gpu_stats.csv", "", "holds no row"),
-        ("gpu_stats.csv", "timestamp,gpu_power_mW\n", "holds no row"),
-        ("gpu_stats.csv", "timestamp,gpu_power_mW\n1,2,3\n10,x\n20,14000\n", "1 of 3 rows do not fit"),
-        ("gpu_stats.csv", "a,b\n1,2\n", "has no timestamp"),
-        ("hardware_stats.json", '{"timestamps": [1, "soon", 3], "cpu_percent": [1, 2, 900]}', "no time that can be read"),
-        ("hardware_stats.json", '{"cpu_percent": [1]}', "has no timestamps"),
-        ("hardware_stats.json", "[", "is no whole JSON"),
+        ("gpu_stats.csv", "", "holds no row", 40.0, None),
+        ("gpu_stats.csv", "timestamp,gpu_power_mW\n", "holds no row", 40.0, None),
+        ("gpu_stats.csv", "timestamp,gpu_power_mW\n1,2,3\n10,x\n20,14000\n", "1 of 3 rows do not fit", 40.0, 14.0),
+        ("gpu_stats.csv", "a,b\n1,2\n", "has no timestamp", 40.0, None),
+        (
+            "hardware_stats.json",
+            '{"timestamps": [1, "soon", 3], "cpu_percent": [1, 2, 900]}',
+            "no time that can be read",
+            1.0,
+            14.0,
+        ),
+        ("hardware_stats.json", '{"cpu_percent": [1]}', "has no timestamps", None, 14.0),
+        ("hardware_stats.json", "[", "is no whole JSON", None, 14.0),
     ],
 )
-def test_damaged_hardware_files_are_said_and_cost_nothing_else(here: Path, name: str, text: str, said: str) -> None:
+def test_damaged_hardware_files_are_said_and_cost_nothing_else(
+    here: Path, name: str, text: str, said: str, cpu_percent: float | None, gpu_watts: float | None
+) -> None:
     old.write(old.run(here / "old", "exp1_baseline") / name, text)
     record = imported(here / "old")
     assert record.status == "completed" and said in notes_of(record)
-    assert record.hardware.summary.get("cpu_percent_max") in (None, 1.0, 40.0)
+    summary = record.hardware.summary
+    assert (summary.get("cpu_percent_max"), summary.get("gpu_power_watts_max")) == (cpu_percent, gpu_watts)
 
 
 def test_clocks_that_cannot_be_compared_begin_at_zero(here: Path) -> None:
-    old.write(old.run(here / "old", "exp1_baseline") / "gpu_stats.csv", old.gpu().replace("17000", "2024-01-01T00:00:0"))
-    folder = old.run(here / "old2", "exp1_baseline")
+    folder = old.run(here / "old", "exp1_baseline")
     stamps = [f"2024-01-01T00:00:{i:02}" for i in range(0, 22, 2)]
     old.write(folder / "hardware_stats.json", old.hardware() | {"timestamps": stamps})
-    record = imported(here / "old2", study="clocks")
-    assert record.hardware.samples["seconds"][0] == 0 and "clocks that cannot be compared" in notes_of(record)
+    record = imported(here / "old")
+    samples = record.hardware.samples
+    assert "clocks that cannot be compared" in notes_of(record)
+    assert (samples["seconds"][0], samples["cpu_percent"][0], samples["gpu_power_watts"][0]) == (0, 40.0, 14.0)
 
 
 @pytest.mark.parametrize("results", [{}, {"original_fp16": "good"}, {"original_fp16": {"accuracy": 83.2}}, []])

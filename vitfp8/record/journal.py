@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vitfp8.params import InputError
+from vitfp8.params import InputError, why_no_text
 from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _json_safe, validated
 
 JOURNAL = "journal.jsonl"
@@ -98,15 +98,19 @@ def is_locked(lock_file: Path) -> bool:
 def record_from_journal(folder: Path) -> RunRecord | None:
     """Fold the events of a run folder's journal into its record; None when there is no readable journal.
 
-    A torn last line (the process died while writing) is passed over, and so is an event that is damaged.
+    A torn last line (the process died while writing) is passed over, and so is an event that is damaged. A journal with the
+    marks of a merge conflict holds the events of two runs, and is not folded.
 
     Args:
         folder: the run folder.
     """
     try:
-        lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+        content = (folder / JOURNAL).read_bytes()
     except OSError:
         return None
+    if why_no_text(content, appended=True) is not None:
+        return None
+    lines = content.decode("utf-8", errors="replace").splitlines()
     values: dict[str, Any] | None = None
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:

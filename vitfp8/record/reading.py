@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitfp8.catalog import catalogue_order
-from vitfp8.params import InputError
+from vitfp8.params import InputError, why_no_text
 from vitfp8.record.journal import JOURNAL, append_line, is_live, record_from_journal
 from vitfp8.record.schema import RECORD_MIME, RunRecord
 
@@ -47,7 +47,8 @@ def read_payload(path: Path) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > LARGEST_NOTEBOOK_BYTES:
             raise RecordError(f"{path}: is larger than an executed notebook can be; is it another file?")
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        notebook = json.loads(content.decode("utf-8"))
     except RecordError:
         raise
     except FileNotFoundError:
@@ -55,7 +56,7 @@ def read_payload(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
-        raise RecordError(f"{path}: is not a notebook (no valid JSON); run it again") from None
+        raise RecordError(f"{path}: {_why_no_notebook(content)}") from None
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise RecordError(f"{path}: is not a notebook; run it again")
     metadata = notebook.get("metadata")
@@ -72,6 +73,17 @@ def read_payload(path: Path) -> dict[str, Any] | None:
     if isinstance(marker, dict) and isinstance(marker.get("kind"), str) and marker["kind"] != "run":
         return None
     raise RecordError(f"{path}: holds no record: it ended before its record began, or is no run; run it again")
+
+
+def _why_no_notebook(content: bytes) -> str:
+    """What a file is that is not JSON, with the way out."""
+    if why := why_no_text(content):
+        return why
+    if not content.strip():
+        return "is empty; take it back from Git or a backup, or run it again"
+    if content.startswith(b"\xef\xbb\xbf"):
+        return "begins with a byte-order mark, which no notebook does; save it as UTF-8 without one"
+    return "is not a notebook (no valid JSON: cut off or damaged); take it back from Git or a backup, or run it again"
 
 
 def says_its_end(path: Path) -> bool:
@@ -254,9 +266,20 @@ def load_records(folder: str | Path) -> tuple[list[tuple[Path, RunRecord]], list
                 record.status = "interrupted"
             found.append((notebook, record))
         elif not is_live(journal.parent):  # a live one may be about to write its first line
-            problems.append(f"{journal}: holds no readable record, and there is no notebook beside its folder; run it again")
+            why = _why_of(journal) or "holds no readable record, and there is no notebook beside its folder; run it again"
+            problems.append(f"{journal}: {why}")
+    for log in sorted(folder.glob("*.log.jsonl")):
+        if (instead := _why_of(log)) is not None:
+            problems.append(f"{log}: {instead}; until then what it says is not known")
     found.sort(key=lambda pair: (catalogue_order(pair[1].experiment), pair[1].variant, pair[1].seed or 0))
     return found, problems
+
+
+def _why_of(path: Path) -> str | None:
+    """What a journal or run log is instead of lines of JSON, with the way out; None where nothing of the kind is known."""
+    with suppress(OSError):
+        return why_no_text(path.read_bytes(), appended=True)
+    return None
 
 
 def _run_row(path: Path, record: RunRecord) -> dict[str, Any]:

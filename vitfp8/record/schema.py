@@ -426,7 +426,7 @@ class RunRecord(_Part):
             )
         except RecursionError:
             raise ValueError("is nested too deeply") from None
-        bulk = expand(payload["bulk"]) if payload.get("bulk") else {}
+        bulk = expand(payload["bulk"]) if payload.get("bulk") is not None else {}
         for name, part in (("its compressed part", bulk), ("hardware", values.setdefault("hardware", {}))):
             if not isinstance(part, dict):
                 raise ValueError(f"{name} is no mapping")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import InputError, Layer, RunParams, identity_of, parse_assignment, read_layer, suggest, validate
+from vitfp8.params import InputError, Layer, RunParams, identity_of, parse_assignment, read_layer, suggest, validate, why_no_text
 from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
 from vitfp8.record import (
     RecordError,
@@ -251,6 +251,8 @@ def decide(
         record = read_record(output)
     except RecordError:
         if output.exists():
+            if not force and output.is_file() and (why := why_no_text(output.read_bytes())):
+                raise InputError(f"{output}: {why}; or --force moves it aside and runs it anew") from None
             return "replace", "its notebook holds no record; it is moved aside"
         return "run", "new"
     finished = record.status in ("completed", "diverged")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import InputError, Layer, suggest, validate
+from vitfp8.params import InputError, Layer, suggest, validate, why_no_text
 from vitfp8.quantize_params import parameters_of
 from vitfp8.record import (
     JOURNAL,
@@ -280,10 +280,11 @@ def _journal(run: _Run) -> Iterator[Found]:
     if not run.folder.is_dir():
         yield "note", f"{run.folder} is not here: nothing to compare the record with"
         return
+    if (run.folder / JOURNAL).is_file():
+        yield from _torn_lines(run.folder / JOURNAL)
     if run.journal is None:
         yield "note", f"{run.folder / JOURNAL} is missing or unreadable: nothing to compare the record with"
         return
-    yield from _torn_lines(run.folder / JOURNAL)
     if run.own_journal is None:
         yield "note", f"{run.folder / JOURNAL} is of another execution than the notebook"
         return
@@ -307,8 +308,12 @@ def _journal(run: _Run) -> Iterator[Found]:
 
 
 def _torn_lines(path: Path) -> Iterator[Found]:
-    """Lines of a file that are no JSON objects: a process died while it wrote, or the disk was full."""
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    """Lines of a file that are no JSON objects: a process died while it wrote, or the disk was full; or what it is instead."""
+    content = path.read_bytes()
+    if why := why_no_text(content, appended=True):
+        yield "FAILED", f"{path}: {why}"
+        return
+    for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), 1):
         try:
             whole = isinstance(json.loads(line), dict)
         except (ValueError, RecursionError):

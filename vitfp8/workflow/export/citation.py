@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vitfp8.params import InputError
+from vitfp8.params import InputError, why_no_text
 from vitfp8.workflow.export.prose import Node, safe_url
 
 #: Larger is no citation file.
@@ -77,7 +77,10 @@ def read_citation(path: Path) -> Citation:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise InputError(f"{path}: is larger than a citation file can be; expected title, authors and references in YAML")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        if why := why_no_text(raw):
+            raise InputError(f"{path}: {why}")
+        content = yaml.safe_load(raw.decode("utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{path}: not found; the report takes title, authors and bibliography from it (give another file with citation=…)"

@@ -32,6 +32,7 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "exp3_fp16_fixed": "AugmFP16",
         "experiment3_fp16": OLD_FP16,
         "exp3_fp16": OLD_FP16,
+        "experiment3_fp16_OLD_ARCHIVE": OLD_FP16,
         "exp4_fp8_test": "FP8Test",
     }
 )
@@ -52,8 +53,11 @@ ASSUMED: Mapping[str, str] = MappingProxyType(
 _BASE: Mapping[str, Any] = {"weight_decay": 0.05, "label_smoothing": 0.0, "gradient_clip": None, "warmup_fraction": 0.0}
 _AUGM: Mapping[str, Any] = {"weight_decay": 0.1, "label_smoothing": 0.1, "gradient_clip": 1.0, "warmup_fraction": 0.1}
 
-#: Warm-up of the superseded FP16 run, in epochs.
+#: Warm-up of the bundle in the earlier project, in epochs, however many epochs there were.
 OLD_WARMUP_EPOCHS = 5
+
+#: Folders that were filled by versions of the earlier project with different batch sizes (64, later 128).
+_BATCH_SIZE_CHANGED = ("baseline_fp32", "experiment2_regularized")
 
 #: What all runs of the earlier project had in common; known of the project, and in none of its files.
 _PROJECT: Mapping[str, Any] = MappingProxyType(
@@ -82,11 +86,36 @@ OLD_FP16_NOTE = (
     f"{OLD_WARMUP_EPOCHS} epochs, but basic augmentation. It is neither BaseFP16 nor AugmFP16, and is compared with neither."
 )
 
-#: What the earlier project called FP8.
-NO_FP8 = (
-    "What the files call FP8 is a rounding of scaled weights to whole numbers up to ±240: no FP8 format, and not E4M3. It stands "
-    "here as int_240."
+#: What the earlier project called FP8, by the format that it stands here as. Its first script had nine levels.
+NO_FP8: Mapping[str, str] = MappingProxyType(
+    {
+        name: (
+            f"What the files call FP8 is a rounding of scaled weights to whole numbers up to ±{largest}: not an FP8 format, and "
+            f"not E4M3. It stands here as {name}."
+        )
+        for name, largest in (("int_240", 240), ("int_4", 4))
+    }
 )
+
+#: How the FP8 tests of the earlier project worked.
+FP8_TEST_MEANS = "Accuracies of the FP8 test are correct images ÷ images of the test set; its losses are means of batch means."
+
+
+def fitting_experiments(precision: str | None, augmentation: str | None) -> list[str]:
+    """The experiments that an earlier folder can be, given what its files state of it.
+
+    Args:
+        precision: as they state it; None where they do not.
+        augmentation: likewise.
+    """
+    rows = {name: row for name in dict.fromkeys(OLD_NAMES.values()) if (row := row_of(name)) is not None}
+    if precision is None and augmentation is None:
+        return list(rows)
+    return [
+        name
+        for name, row in rows.items()
+        if row.parameters == "RunParams" and precision in (None, row.precision) and augmentation in (None, row.augmentation)
+    ]
 
 
 def parse_renaming(assignments: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -127,26 +156,26 @@ def variant_of(folder: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+]", "_", folder)[:60]
 
 
-def known_parameters(experiment: str, *, of_project: bool, epochs: int | None) -> dict[str, Any]:
+def known_parameters(experiment: str, *, folder: str, epochs: int | None) -> dict[str, Any]:
     """The parameters of an imported training that are known; what is not known is left out.
 
     Args:
         experiment: its new name, which stands for precision, augmentation and bundle.
-        of_project: whether its folder has a name of the earlier project, whose data set, model and batch size are known.
-        epochs: trained, by its files; None where they do not say.
+        folder: its old name; for a name of the earlier project, data set, model and (mostly) batch size are known.
+        epochs: planned, by its files; None where they do not say.
     """
     row = row_of(experiment)
     assert row is not None
     found: dict[str, Any] = {"experiment": experiment, "precision": row.precision, "augmentation": row.augmentation}
-    if of_project:
+    found |= _AUGM if experiment == OLD_FP16 or row.augmentation == "extended" else _BASE
+    if folder in OLD_NAMES:
         found |= _PROJECT
-    if experiment == OLD_FP16:
-        found |= _AUGM
+    if folder in _BATCH_SIZE_CHANGED:
+        del found["batch_size"]
+    if found["warmup_fraction"] and (folder in OLD_NAMES or experiment == OLD_FP16):
         del found["warmup_fraction"]
         if epochs and epochs >= OLD_WARMUP_EPOCHS:
             found["warmup_fraction"] = OLD_WARMUP_EPOCHS / epochs
-    else:
-        found |= _AUGM if row.augmentation == "extended" else _BASE
     if epochs is not None:
         found["epochs"] = epochs
     return found

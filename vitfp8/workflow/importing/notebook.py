@@ -13,6 +13,7 @@ from vitfp8.analysis.escaping import one_line
 from vitfp8.analysis.tables import ReportTable, number
 from vitfp8.catalog import AUGM_BUNDLE, PRECISIONS, label_of
 from vitfp8.record import RECORD_MIME, RunRecord, read_record
+from vitfp8.workflow.importing.stated import TIMING
 
 _MOST_FILES = 300
 
@@ -83,6 +84,9 @@ def origin_table(record: RunRecord) -> ReportTable:
         for key, label in names:
             value = parameters.get(key, "not known")
             rows.append([label, PRECISIONS.get(str(value), "none" if value is None else str(value))])
+    rows += [[f"{TIMING}: {key}", str(value)] for key, value in about.get("timing_report", {}).items()]
+    if record.kind == "quantization":
+        rows.append(["Quantised", str(record.source.get("path") or record.source.get("experiment"))])
     notes = [f"“Augm” is a bundle: {AUGM_BUNDLE} change together."] if parameters.get("augmentation") == "extended" else []
     cells = [[one_line(cell, 500) for cell in row] for row in rows]
     return ReportTable(stem="origin", columns=["What", "Value"], rows=cells, notes=notes)
@@ -106,8 +110,10 @@ def result_table(record: RunRecord) -> ReportTable:
     """
     if record.kind == "quantization":
         rows = [["original_fp16", number(record.source.get("test_acc"), 100), number(record.source.get("test_loss"), 1, 4)]]
-        rows += [["int_240: scaled weights rounded to whole numbers", number(row.test_acc, 100), number(row.test_loss, 1, 4)]
-                 for row in record.quantization]  # fmt: skip
+        rows += [
+            [f"{row.format}: scaled weights rounded to whole numbers", number(row.test_acc, 100), number(row.test_loss, 1, 4)]
+            for row in record.quantization
+        ]
         return ReportTable(stem="results", columns=["Model", "Accuracy (%)", "Loss"], rows=rows)
     metrics, summary = record.metrics, record.hardware.summary
     rows = [

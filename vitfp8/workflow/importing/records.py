@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from vitfp8.catalog import EXPERIMENTS, label_of
+from vitfp8.catalog import EXPERIMENTS, label_of, row_of
 from vitfp8.params import InputError
 from vitfp8.record import Hardware, RunRecord, digest_of, now
 from vitfp8.record.schema import compress, expand
@@ -17,10 +17,12 @@ from vitfp8.workflow.importing.names import (
     ASSUMED,
     CAVEATS,
     EVALUATED_IN_FP32,
+    FP8_TEST_MEANS,
     NO_FP8,
     OLD_FP16,
     OLD_FP16_NOTE,
     OLD_NAMES,
+    fitting_experiments,
     known_parameters,
     variant_of,
 )
@@ -33,6 +35,7 @@ from vitfp8.workflow.importing.source import (
     read_json,
     shown,
 )
+from vitfp8.workflow.importing.stated import TIMING, Stated, read_stated
 from vitfp8.workflow.importing.values import OldHistory, read_hardware, read_history, read_quantization
 
 FINAL, INTERRUPTED = "final_metrics.json", "interrupted_metrics.json"
@@ -101,10 +104,8 @@ def find_runs(tree: SourceTree, renaming: Mapping[str, tuple[str, str]]) -> Impo
     for folder in folders:
         said = renaming.get(folder.path) or renaming.get(folder.name)
         if said is None and folder.name not in OLD_NAMES:
-            imports.left.append(
-                f"{shown(folder.path)}: is no experiment that is known; say which one it is with --as "
-                f"{shown(folder.name)}=BaseFP32, or another name"
-            )
+            stated = read_stated(tree, next(iter(tree.candidates(folder, TIMING)), None), tree.of(folder), [])
+            imports.left.append(f"{shown(folder.path)}: is not an experiment that is known; {_say_which(folder, stated)}")
             continue
         experiment, variant = said or (OLD_NAMES[folder.name], "")
         run = _read_run(tree, folder, experiment, refused, assumed=said is None)
@@ -126,6 +127,16 @@ def find_runs(tree: SourceTree, renaming: Mapping[str, tuple[str, str]]) -> Impo
     return imports
 
 
+def _say_which(folder: OldFolder, stated: Stated) -> str:
+    """The way out for a folder whose experiment is not known: the experiments that its files allow."""
+    fitting = fitting_experiments(stated.precision, stated.augmentation)
+    told = f"{stated.where[0]} states {stated.words()}; " if stated.where else ""
+    if not fitting:
+        return f"{told}no experiment of the earlier project had that, and it stays in the source"
+    names = fitting[0] if len(fitting) == 1 else f"NAME, where NAME is one of {', '.join(fitting)}"
+    return f"{told}say which one it is: --as {shown(folder.name)}={names}"
+
+
 def _free_variant(experiment: str, folder: OldFolder, taken: set[tuple[str, str]]) -> str:
     """No variant for the first folder of an experiment; for others their names."""
     name = variant_of(folder.name)
@@ -137,7 +148,7 @@ def _read_run(tree: SourceTree, folder: OldFolder, experiment: str, refused: set
     """One folder as a run, or a sentence on why it is none; the paths of refused files go to `refused`."""
     remarks: list[str] = []
     read: dict[str, SourceFile] = {}
-    for name in (FINAL, INTERRUPTED, LOAD, GPU, *QUANTIZED):
+    for name in (FINAL, INTERRUPTED, LOAD, GPU, TIMING, *QUANTIZED):
         found = tree.candidates(folder, name)
         if found:
             read[name] = found[0]
@@ -150,14 +161,17 @@ def _read_run(tree: SourceTree, folder: OldFolder, experiment: str, refused: set
             remarks.append(f"{shown(checkpoint.file.path)}: is refused, {checkpoint.refused}; it stays in the source")
         elif checkpoint.problem:
             remarks.append(f"{shown(checkpoint.file.path)}: {checkpoint.problem}; it is copied as it is")
+    stated = read_stated(tree, read.get(TIMING), files, remarks)
     if EXPERIMENTS.get(experiment) and EXPERIMENTS[experiment].parameters == "QuantizeParams":
         record = _quantization(tree, folder, read, remarks)
     else:
-        record = _training(tree, folder, experiment, read, checkpoints, remarks, assumed=assumed)
+        record = _training(tree, folder, experiment, read, checkpoints, stated, remarks, assumed=assumed)
     if isinstance(record, str):
         return record
     kept = [file for file in files if file.path not in refused]
     about = _about(tree, folder, files, kept, checkpoints, refused)
+    if stated.report:
+        about["timing_report"] = stated.report
     record.provenance = {"imported": about}
     record.experiment = experiment
     record.notes += [{"time": about["time"], "text": text} for text in remarks]
@@ -224,9 +238,13 @@ def originals(record: RunRecord) -> dict[str, str]:
 
 def _training(
     tree: SourceTree, folder: OldFolder, experiment: str, read: Mapping[str, SourceFile],
-    checkpoints: Sequence[OldCheckpoint], remarks: list[str], *, assumed: bool,
+    checkpoints: Sequence[OldCheckpoint], stated: Stated, remarks: list[str], *, assumed: bool,
 ) -> RunRecord | str:  # fmt: skip
     """The record of a training, or a sentence on why there is none."""
+    row = row_of(experiment)
+    assert row is not None
+    if stated.precision not in (None, row.precision) or stated.augmentation not in (None, row.augmentation):
+        return f"{shown(folder.path)}: is not {label_of(experiment)}: {_say_which(folder, stated)}"
     history, status, reason = _history(tree, read, remarks)
     seen = [one for one in checkpoints if one.val_acc is not None]
     if not history.rows and not seen:
@@ -236,34 +254,95 @@ def _training(
     rates = [row.learning_rate for row in history.rows if row.learning_rate is not None]
     if assumed and folder.name in ASSUMED and len(rates) > 5 and rates[0] >= max(rates):
         return (
-            f"{shown(folder.path)}: its learning rates show no warm-up, so that it is not {label_of(experiment)}; say which it "
-            f"is: --as {folder.name}=BaseFP16"
+            f"{shown(folder.path)}: its learning rates show no warm-up, so that it is not {label_of(experiment)}; if it is "
+            f"{label_of('BaseFP16')}, say so: --as {folder.name}=BaseFP16"
         )
+    if status == "completed":
+        status, reason = _how_it_ended(tree, len(history.rows), stated, read, checkpoints, remarks)
     _compare_checkpoints(history, seen, remarks)
+    best = history.metrics.best_val_acc
+    if stated.best_val_acc is not None and best is not None and abs(stated.best_val_acc - best) > 1e-6:
+        remarks.append(
+            f"{stated.where[0] if stated.where else TIMING}: has the best accuracy {stated.best_val_acc:.4f}, the history "
+            f"{best:.4f}; the history counts"
+        )
     done = history.metrics.epochs
     hardware = _hardware(tree, read, remarks)
-    notes = [ASSUMED[folder.name]] if assumed and folder.name in ASSUMED else []
+    notes = [ASSUMED[folder.name]] if assumed and folder.name in ASSUMED and stated.augmentation is None else []
     notes += [OLD_FP16_NOTE] if experiment == OLD_FP16 else []
     of_project = folder.name in OLD_NAMES
+    planned = stated.epochs or (done if status == "completed" else None)
     notes += CAVEATS
-    parameters = known_parameters(experiment, of_project=of_project, epochs=done if status == "completed" else None)
+    parameters = known_parameters(experiment, folder=folder.name, epochs=planned)
     if parameters["precision"] == "fp16":
         notes.append(EVALUATED_IN_FP32)
-    notes.append(
-        "Precision, augmentation and bundle are what the name stands for"
-        + ("; data set, model, batch size and learning rate are known of the earlier project" if of_project else "")
-        + ". No file of the folder states them."
-    )
+    notes.append(_where_known(stated, parameters))
     return RunRecord(
         experiment=experiment, origin="imported", status=status, reason=reason, parameters=parameters,
         model={"name": parameters["model"]} if of_project else {}, data={"name": parameters["dataset"]} if of_project else {},
-        progress={"epoch": done or 0} | ({"epochs": done} if status == "completed" else {}),
+        progress={"epoch": done or 0} | ({"epochs": planned} if planned else {}),
         metrics=history.metrics, hardware=hardware, history=history.rows, notes=[{"time": now(), "text": text} for text in notes],
     )  # fmt: skip
 
 
+def _where_known(stated: Stated, parameters: Mapping[str, Any]) -> str:
+    """Which parameters a file states, which the name stands for, and which are known of the earlier project."""
+    told = {"precision": stated.precision, "augmentation": stated.augmentation}
+    by_name = [name for name, value in told.items() if value is None] + ["bundle"]
+    words = (
+        [f"{' and '.join(stated.where)} {'states' if len(stated.where) == 1 else 'state'} {stated.words()}."]
+        if stated.where
+        else []
+    )
+    last = f"{', '.join(by_name[:-1])} and {by_name[-1]} are" if len(by_name) > 1 else "the rest of the bundle is"
+    words.append(f"{last[0].upper()}{last[1:]} what the name stands for, read from no file of the folder.")
+    known = [name for name, key in (("data set", "dataset"), ("model", "model"), ("batch size", "batch_size"),
+                                    ("learning rate", "learning_rate")) if key in parameters]  # fmt: skip
+    if known:
+        words.append(f"{', '.join(known[:-1])} and {known[-1]} are known of the earlier project.".capitalize())
+    return " ".join(words)
+
+
+def _how_it_ended(
+    tree: SourceTree, epochs: int, stated: Stated, read: Mapping[str, SourceFile], checkpoints: Sequence[OldCheckpoint],
+    remarks: list[str],
+) -> tuple[Any, str | None]:  # fmt: skip
+    """Status and reason of a run with a whole final metrics file.
+
+    The earlier trainer wrote that file however training ended; after Ctrl-C the interrupted one as well, and the timing report
+    unless training raised an error.
+    """
+    stopped = None  # epochs in the interrupted metrics file; of an earlier try in the same folder where the history is longer
+    if INTERRUPTED in read:
+        other = read_history(read_json(tree, read[INTERRUPTED], [])[0], INTERRUPTED, [])
+        stopped = len(other.rows) or epochs
+    if stated.epochs is not None:
+        of_plan = f"after {epochs} of {stated.epochs} planned epochs"
+        if epochs >= stated.epochs:
+            if stopped is not None:
+                remarks.append(f"{shown(read[INTERRUPTED].path)}: is there, but all {stated.epochs} planned epochs are as well")
+            return "completed", None
+        if stopped == epochs or stated.report:
+            return "interrupted", f"interrupted in the earlier project {of_plan}"
+        return (
+            "failed",
+            f"ended in the earlier project {of_plan}, without the files of a training that returned or was interrupted",
+        )
+    unknown = "how many epochs were planned, no file states"
+    if stopped is not None and stopped >= epochs:
+        return "interrupted", f"interrupted in the earlier project after {epochs} epochs; {unknown}"
+    last = max((one.epoch for one in checkpoints if one.epoch is not None), default=0)
+    if last > epochs:
+        return "interrupted", f"a checkpoint is of epoch {last}, and the history ends with epoch {epochs}; {unknown}"
+    remarks.append(
+        f"{shown(read[FINAL].path)}: {unknown}; it counts as completed with the {epochs} epochs that are there, although the "
+        "earlier trainer wrote this file after an error too"
+    )
+    return "completed", None
+
+
 def _hardware(tree: SourceTree, read: Mapping[str, SourceFile], remarks: list[str]) -> Hardware:
-    """What the earlier monitors saw; the timing report is kept as it is, for its layout is not known."""
+    """What the earlier monitors saw."""
     load = read_json(tree, read[LOAD], remarks)[0] if LOAD in read else {}
     gpu = read_csv(tree, read[GPU], remarks) if GPU in read else {}
     return read_hardware((shown(read[LOAD].path), load) if load else None, (shown(read[GPU].path), gpu) if gpu else None, remarks)
@@ -311,16 +390,24 @@ def _quantization(tree: SourceTree, folder: OldFolder, read: Mapping[str, Source
     for name in QUANTIZED:
         if name not in read:
             continue
-        source, rows = read_quantization(read_json(tree, read[name], remarks)[0], shown(read[name].path), remarks)
+        values = read_json(tree, read[name], remarks)[0]
+        source, rows = read_quantization(values, shown(read[name].path), remarks)
         if rows:
             break
     else:
         return f"{shown(folder.path)}: holds no result of an FP8 test that can be read; nothing to import"
+    path = values.get("source_model")
+    path = shown(path) if isinstance(path, str) and path.strip() else None
+    experiment = next((OLD_NAMES[part] for part in reversed((path or "").split("/")) if part in OLD_NAMES), "original_fp16")
     notes = [
-        NO_FP8,
-        *CAVEATS[:3],
+        NO_FP8[rows[0].format],
+        CAVEATS[0],
+        FP8_TEST_MEANS,
+        CAVEATS[2],
         EVALUATED_IN_FP32,
-        "Which run was quantised, the files do not say; they call it original_fp16.",
+        f"Quantised: {path}, as {shown(read[name].path)} states."
+        if path
+        else f"Which run was quantised, {shown(read[name].path)} does not say; it calls it original_fp16.",
     ]
     known = folder.name in OLD_NAMES
     return RunRecord(
@@ -328,6 +415,6 @@ def _quantization(tree: SourceTree, folder: OldFolder, read: Mapping[str, Source
         parameters={"experiment": "FP8Test"}, progress={"epoch": 1, "epochs": 1, "unit": "measurement"},
         model={"name": "vit_tiny_patch16_224"} if known else {},
         data={"name": "cifar10"} if known else {},
-        source={"run": None, "experiment": "original_fp16", **source}, quantization=rows,
+        source={"run": None, "experiment": experiment, **({"path": path} if path else {}), **source}, quantization=rows,
         notes=[{"time": now(), "text": text} for text in notes],
     )  # fmt: skip

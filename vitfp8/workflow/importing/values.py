@@ -6,6 +6,7 @@ Units become those of a record: fractions, seconds, watts, joules. A value that 
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from vitfp8.monitor.sampling import THERMAL_LEVELS
+from vitfp8.monitor.sampling import THERMAL_LEVELS, THROTTLED_LEVELS
 from vitfp8.record import EpochRow, Hardware, Metrics, QuantizationRow
 from vitfp8.workflow.importing.source import kind_of_value, shown
 
@@ -150,10 +151,21 @@ def _metrics(history: Sequence[EpochRow]) -> Metrics:
 # ------------------------------------------------------------------------------------------------------------- hardware
 
 
+#: A time of day, as the earlier GPU monitor stamped its samples.
+_TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+_DAY = 86400.0
+
+#: A clock that goes back by no more than this was set back (a time zone, the end of summer time); by more: midnight was passed.
+_SET_BACK = 2 * 3600.0
+
+
 def _time(value: Any) -> tuple[float, str] | None:
-    """A time stamp in seconds and its kind: a number, or ISO 8601 with or without a zone."""
+    """A time stamp in seconds and its kind: a number, a time of day, or ISO 8601 with or without a zone."""
     found = number(value)
     if found is None and isinstance(value, str):
+        if of_day := _TIME_OF_DAY.fullmatch(value.strip()):
+            hours, minutes, seconds = of_day.groups()
+            return 3600.0 * int(hours) + 60 * int(minutes) + float(seconds), "of day"
         try:
             found = number(float(value))
         except ValueError:
@@ -164,6 +176,23 @@ def _time(value: Any) -> tuple[float, str] | None:
             except (ValueError, OverflowError, OSError):
                 return None
     return None if found is None else (found, "number")
+
+
+def _unfolded(times: Sequence[float], name: str, remarks: list[str]) -> list[float]:
+    """Times of day in the order of a file as seconds that never go back: past midnight the next day is counted."""
+    found: list[float] = []
+    offset = 0.0
+    for index, time in enumerate(times):
+        back = times[index - 1] - time if index else 0.0
+        if back > _SET_BACK:
+            offset += _DAY
+        elif back > 0:
+            offset += back
+            remarks.append(
+                f"{name}: its clock goes back by {back:.0f} s, from sample {index} to the next; time is counted on from there"
+            )
+        found.append(time + offset)
+    return found
 
 
 def _percent(value: Any) -> float | None:
@@ -188,10 +217,13 @@ def _watts(value: Any) -> float | None:
     return found / 1000 if found is not None and 0 <= found <= 1e7 else None
 
 
-def _level(value: Any) -> str | None:
-    """A thermal pressure by its name, in whatever case."""
+def _level(value: Any) -> str | int | None:
+    """A thermal pressure: a whole number from 0 (none) as the earlier monitor wrote it, or a name in whatever case."""
     text = value.strip().lower() if isinstance(value, str) else None
-    return text if text in THERMAL_LEVELS else None
+    if text in THERMAL_LEVELS:
+        return text
+    found = number(value)
+    return int(found) if found is not None and found == int(found) and 0 <= found <= 1000 else None
 
 
 @dataclass(frozen=True)
@@ -272,11 +304,15 @@ def _series(
         )
     if not good:
         return None
+    if clock[0][0] == "of day":
+        good = list(zip(_unfolded([time for time, _ in good], name, remarks), (index for _, index in good), strict=True))
     good.sort()
     found: dict[str, list[Any]] = {}
     for key, column in lists.items():
         target, convert = columns[key]
         found[target] = [convert(column[index]) if index < len(column) else None for _, index in good]
+        if target == "thermal_pressure" and found[target] and all(value == 0 for value in found[target]):
+            remarks.append(f"{name}: {key}: is 0 throughout, which the earlier monitor also wrote where it could read no level")
         unknown = sum(value is None for value in found[target])
         if unknown:
             remarks.append(f"{name}: {key}: {unknown} of {len(good)} values cannot be; not measured in the record")
@@ -289,8 +325,11 @@ def _summary(series: Sequence[_Series], axis: Sequence[float], names: Sequence[s
     for name in names:
         values = [value for one in series for value in one.columns.get(name, []) if value is not None]
         if name == "thermal_pressure":
-            result["thermal_pressure_max"] = max(values, key=THERMAL_LEVELS.index, default=None)
-            result["throttled"] = any(level in THERMAL_LEVELS[2:] for level in values) if values else None
+            numbers = [level for level in values if not isinstance(level, str)]
+            named = [level for level in values if isinstance(level, str)]
+            result["thermal_pressure_max"] = max(numbers) if numbers else max(named, key=THERMAL_LEVELS.index, default=None)
+            slowed = any(level > 0 for level in numbers) or any(level in THROTTLED_LEVELS for level in named)
+            result["throttled"] = slowed if values else None
         else:
             result[f"{name}_mean"] = statistics.fmean(values) if values else None
             result[f"{name}_max"] = max(values, default=None)
@@ -334,13 +373,19 @@ def read_quantization(values: Mapping[str, Any], name: str, remarks: list[str]) 
     Returns:
         Figures of the source (``test_acc``, ``test_loss``), and one row, or none where no accuracy is known.
     """
-    before = _figures(values, "original_fp16", name, remarks)
     key = next((key for key in ("fp8_simulated", "quantized_fp8") if key in values), "fp8_simulated")
-    after = _figures(values, key, name, remarks)
+    percent = all((_accuracy(values.get(each)) or 0) > 1 for each in ("original_fp16", key))
+    if percent:  # as the first script of the earlier project wrote them
+        remarks.append(f"{name}: its accuracies are above 1, and read as percent")
+    before = _figures(values, "original_fp16", name, remarks, percent)
+    after = _figures(values, key, name, remarks, percent)
     if before["test_acc"] is None and after["test_acc"] is None:
         return {}, []
     own, loss = (_difference(after[part], before[part]) for part in ("test_acc", "test_loss"))
-    told = _figure(values.get("degradation"), ("accuracy", "acc", "val_acc", "accuracy_drop", "acc_drop"))
+    told = _figure(
+        values.get("degradation"),
+        ("accuracy", "acc", "val_acc", "accuracy_drop", "acc_drop", "accuracy_loss", "accuracy_loss_pp"),
+    )
     if (
         told is not None
         and own is not None
@@ -348,8 +393,8 @@ def read_quantization(values: Mapping[str, Any], name: str, remarks: list[str]) 
     ):
         remarks.append(f"{name}: degradation: {shown(told)} is not the difference of its accuracies ({own:.4f}), which is taken")
     row = QuantizationRow(
-        format="int_240", granularity="tensor", operands="weights", test_acc=after["test_acc"], test_loss=after["test_loss"],
-        accuracy_difference=own, loss_difference=loss,
+        format="int_4" if _is_of_first_script(values) else "int_240", granularity="tensor", operands="weights",
+        test_acc=after["test_acc"], test_loss=after["test_loss"], accuracy_difference=own, loss_difference=loss,
     )  # fmt: skip
     return before, [row]
 
@@ -366,10 +411,22 @@ def _figure(value: Any, keys: Sequence[str]) -> float | None:
     return number(value)
 
 
-def _figures(values: Mapping[str, Any], key: str, name: str, remarks: list[str]) -> dict[str, float | None]:
+def _accuracy(value: Any) -> float | None:
+    """The accuracy of one model of an FP8 test, as it is written."""
+    return _figure(value, ("accuracy", "acc", "val_acc", "test_acc"))
+
+
+def _is_of_first_script(values: Mapping[str, Any]) -> bool:
+    """Whether a file is of the first FP8 test of the earlier project, which rounded to whole numbers up to ±4."""
+    return "restored_fp16" in values
+
+
+def _figures(values: Mapping[str, Any], key: str, name: str, remarks: list[str], percent: bool) -> dict[str, float | None]:
     """Accuracy and loss of one model of an FP8 test."""
     value = values.get(key)
-    accuracy = _figure(value, ("accuracy", "acc", "val_acc", "test_acc"))
+    accuracy = _accuracy(value)
+    if accuracy is not None and percent:
+        accuracy /= 100
     if accuracy is None:
         remarks.append(f"{name}: {key}: has no accuracy that can be read; it stays unknown")
     elif fraction(accuracy) is None:
