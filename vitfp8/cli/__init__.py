@@ -8,9 +8,9 @@ Everything heavier than click is imported inside the commands, so that ``--help`
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,7 +40,7 @@ def _working_folder() -> None:
     from vitfp8.params import InputError
 
     try:
-        os.getcwd()
+        Path.cwd()
     except OSError:
         raise InputError("the working folder has been removed, or cannot be read; cd into one that is there") from None
 

@@ -3,9 +3,12 @@
 from vitfp8.record.backups import BackupState, backup_state
 from vitfp8.record.journal import (
     JOURNAL,
+    RUNNER_LOCK,
     JournalError,
     RunJournal,
+    announce,
     append_line,
+    is_executing,
     is_live,
     is_locked,
     now,
@@ -41,6 +44,7 @@ from vitfp8.record.source import best_weights, notebook_of, read_source, source_
 __all__ = [
     "JOURNAL",
     "RECORD_MIME",
+    "RUNNER_LOCK",
     "BackupState",
     "EpochRow",
     "Hardware",
@@ -53,6 +57,7 @@ __all__ = [
     "RunJournal",
     "RunRecord",
     "SensitivityRow",
+    "announce",
     "append_line",
     "append_to_run_log",
     "backup_state",
@@ -61,6 +66,7 @@ __all__ = [
     "collect_provenance",
     "digest_of",
     "git_state",
+    "is_executing",
     "is_live",
     "is_locked",
     "load_history",

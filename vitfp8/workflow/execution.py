@@ -73,11 +73,11 @@ def _connection_folder(fallback: Path) -> tuple[Path, str]:
     Args:
         fallback: a folder that can be written, for the connection file where there is no temporary folder.
     """
-    places: list[str | Path | None] = [os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp", "/dev/shm", fallback]
+    places = [Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp"), *map(Path, ("/tmp", "/var/tmp", "/dev/shm")), fallback]
     with suppress(OSError):
-        places.insert(0, tempfile.gettempdir())
-    usable: list[str | Path] = []
-    for place in filter(None, places):
+        places.insert(0, Path(tempfile.gettempdir()))
+    usable: list[Path] = []
+    for place in places:
         with suppress(OSError):
             folder = Path(tempfile.mkdtemp(prefix="vitfp8-", dir=place)).absolute()
             if os.name == "posix" and _takes_sockets(folder):

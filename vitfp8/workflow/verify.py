@@ -18,7 +18,7 @@ from typing import Any
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import InputError, Layer, suggest, validate
 from vitfp8.quantize_params import parameters_of
-from vitfp8.record import JOURNAL, RecordError, RunRecord, code_digest, is_live, payload_digest, record_from_journal
+from vitfp8.record import JOURNAL, RecordError, RunRecord, code_digest, is_executing, payload_digest, record_from_journal
 from vitfp8.record.reading import read_payload
 from vitfp8.record.schema import PAYLOAD_DIGEST
 from vitfp8.workflow.locate import EXECUTED, preset_file, template
@@ -167,7 +167,7 @@ def _load(path: Path) -> _Run | Check:
         return Check(path, "record", "FAILED", text)
     if journal.status in ("completed", "diverged"):
         return Check(path, "record", "FAILED", f"{text}; but its journal says {journal.status}")
-    if is_live(path.with_suffix("")):
+    if is_executing(path.with_suffix("")):
         return Check(path, "record", "note", "it is being executed now")
     return Check(path, "record", "note", f"{text}; its journal ends as {journal.status}")
 
@@ -276,7 +276,7 @@ def _journal(run: _Run) -> Iterator[Found]:
         yield "note", f"{run.folder / JOURNAL} is of another execution than the notebook"
         return
     here, there = run.record.model_dump(mode="python"), run.own_journal.model_dump(mode="python")
-    if is_live(run.folder):
+    if is_executing(run.folder):
         yield "note", "it is being executed now"
     elif run.record.status == "running" and run.own_journal.status != "running":
         level = "FAILED" if run.own_journal.status in ("completed", "diverged") else "note"
