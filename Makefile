@@ -1,7 +1,7 @@
 # make report [PRESET=digits]   everything from nothing: environment, four runs, report as HTML, LaTeX and PDF
 # make test                     the tests
 # make lint                     ruff and mypy
-# make clean                    what can be made again; executed/ is never touched
+# make clean                    what can be made again; executed/, runs/ and what git tracks are never touched
 
 PRESET ?= digits
 PYTHON ?= python3
@@ -25,8 +25,13 @@ lint: $(VENV)/.installed-dev
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.chaos --write docs/reliability.md
 
+# git removes what it does not track; without it (an unpacked archive) nothing is tracked
+MADE := report build dist .pytest_cache .mypy_cache .ruff_cache $(wildcard *.egg-info)
+
 clean:
-	rm -rf report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache runs
+	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then git clean -fdxq -- $(MADE); \
+	elif [ -e .git ]; then echo "make clean: git does not say what it tracks here; nothing is removed" >&2; exit 1; \
+	else rm -rf $(MADE); fi
 	find vitfp8 tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -182,7 +182,14 @@ def main() -> None:
             here, there = context.Pipe()
             process = context.Process(target=worker, args=(there, name, point, options.threads))
             process.start()
-            found[name].append(here.recv())
+            there.close()  # so that the pipe ends with its process
+            try:
+                found[name].append(here.recv())
+            except (EOFError, ConnectionResetError):
+                process.join()
+                status = process.exitcode or 0
+                died = f"was killed by signal {-status}" if status < 0 else "failed (see above)"
+                sys.exit(f"{name}, {point}: its process {died}; the benchmark ends here")
             process.join()
             x, seconds, memory = found[name][-1]
             print(f"{x:>10.4g}{seconds:>10.3f}{memory:>10.0f}", flush=True)

@@ -8,12 +8,15 @@ gives the model FLOPs utilisation: 3 × the forward pass's products ÷ time ÷ p
 to AVX2 in oneDNN, as on a processor without BF16 products; its product dtypes are printed below the table. On a machine that is
 not yours alone, ``--clock cpu --threads 1`` counts processor time; the utilisation is left out then.
 
+A row whose package is not installed is named and left out; a process that dies ends the benchmark with its exit status.
+
     python benchmarks/training_step.py [ROW …] [--size tiny]… [--repeats 9] [--threads 2] [--clock cpu] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -26,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +187,17 @@ def worker(pipe: Connection, variant: str, size: str, options: argparse.Namespac
     pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1024**2 if sys.platform == "darwin" else 1024))
 
 
+def answer(pipe: Connection, process: BaseProcess, variant: str) -> Any:
+    """What a worker answers; one that has died ends the benchmark instead of being waited for."""
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        process.join()
+        status = process.exitcode or 0
+        died = f"was killed by signal {-status}" if status < 0 else "failed (see above)"
+        sys.exit(f"{variant}: its process {died}; the benchmark ends here")
+
+
 @contextmanager
 def limited_to_avx2(limited: bool) -> Iterator[None]:
     """Let processes that start meanwhile find a processor without BF16 products: oneDNN reads the variable when it is loaded."""
@@ -203,29 +218,34 @@ def compare(row: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     pair = ROWS[row][:2]
     pipes: list[Connection] = []
-    processes = []
+    processes: list[BaseProcess] = []
     dtypes = []
-    with limited_to_avx2(row.endswith("-avx2")):
-        for variant in pair:
-            here, there = context.Pipe()
-            process = context.Process(target=worker, args=(there, variant, size, options))
-            process.start()
-            dtypes.append(here.recv())
-            pipes.append(here)
-            processes.append(process)
-    for pipe in pipes:
-        pipe.send(3)
-        pipe.recv()
-    seconds: list[list[float]] = [[], []]
-    for turn in range(options.repeats):
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            pipes[side].send(options.steps)
-            seconds[side].append(pipes[side].recv())
     peaks = []
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
-        peaks.append(pipe.recv())
-        process.join()
+    try:
+        with limited_to_avx2(row.endswith("-avx2")):
+            for variant in pair:
+                here, there = context.Pipe()
+                process = context.Process(target=worker, args=(there, variant, size, options))
+                process.start()
+                there.close()  # so that the pipe ends with its process
+                pipes.append(here)
+                processes.append(process)
+                dtypes.append(answer(here, process, variant))
+        for side in (0, 1):
+            pipes[side].send(3)
+            answer(pipes[side], processes[side], pair[side])
+        seconds: list[list[float]] = [[], []]
+        for turn in range(options.repeats):
+            for side in (0, 1) if turn % 2 == 0 else (1, 0):
+                pipes[side].send(options.steps)
+                seconds[side].append(answer(pipes[side], processes[side], pair[side]))
+        for side in (0, 1):
+            pipes[side].send(None)
+            peaks.append(answer(pipes[side], processes[side], pair[side]))
+            processes[side].join()
+    finally:
+        for each in processes:
+            each.kill()  # one that has not ended waits for us
     if "health" in pair[0]:  # every step was sampled; in a training one of a hundred is
         seconds[0] = [b + (a - b) / HEALTH_EVERY for a, b in zip(*seconds, strict=True)]
     ours, theirs = (statistics.median(times) for times in seconds)
@@ -279,6 +299,9 @@ def table(size: str, peaks: dict[str, float], options: argparse.Namespace) -> di
     results: dict[str, Any] = {}
     for name in options.rows or ROWS:
         ours, theirs, aim = ROWS[name]
+        if theirs.startswith("torchao") and importlib.util.find_spec("torchao") is None:
+            print(f"{name:22}left out: torchao is not installed; pip install 'vitfp8[fp8]'", flush=True)
+            continue
         found = results[name] = compare(name, size, options)
         mfu = flops / found["seconds"] / 1e9 / peaks[found["product_dtypes"][0]] if options.clock == "wall" else float("nan")
         found |= {"aim": aim, "mfu": None if math.isnan(mfu) else mfu, "ours": ours, "against": theirs, "batch": batch}

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vitfp8.catalog import DATASETS
 from vitfp8.data.augment import one_thread_if_small, to_device
@@ -36,6 +36,9 @@ MEMORY_FRACTION = 0.25
 #: Image folders up to this many bytes are digested by content, larger ones by names and sizes. Not a matter of the machine's
 #: memory, so that a set has the same digest everywhere.
 DIGEST_CONTENT_BYTES = 2**30
+
+#: Seconds that a worker has for a batch. One that is killed is noticed at once; this is for one that is stuck.
+PATIENCE_SECONDS = 900
 
 #: Names that `ImageData.split` knows.
 SPLITS = ("train", "validation", "test", "train_clean")
@@ -80,10 +83,22 @@ class _FolderImages(Dataset):
             return str(error)
 
 
-def _stacked(images: list[Tensor | str]) -> Tensor | str:
-    """A batch, or the first message among the images."""
+def _stacked(images: list[Tensor | str]) -> Tensor | np.ndarray | str:
+    """A batch, or the first message among the images.
+
+    A worker hands it over in shared memory. Where that is too small (64 MB in a container), the loader would wait for ever for
+    a batch that cannot be sent; an array goes through a pipe instead.
+    """
     message = next((image for image in images if isinstance(image, str)), None)
-    return torch.stack([image for image in images if not isinstance(image, str)]) if message is None else message
+    if message is not None:
+        return message
+    batch = torch.stack([image for image in images if not isinstance(image, str)])
+    if get_worker_info() is None:
+        return batch
+    try:
+        return batch.share_memory_()
+    except (RuntimeError, OSError):  # no room, or no more open files
+        return batch.numpy()
 
 
 class _IndexBatches:
@@ -111,12 +126,15 @@ class FolderReader:
 
     def __init__(self, files: Iterable[Path], side: int, *, workers: int, pin: bool) -> None:
         self._order = _IndexBatches()
+        self._workers = workers
+        self._pin = pin
         self._loader: DataLoader[Tensor] = DataLoader(
             _FolderImages(files, side),
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=_stacked,
             pin_memory=pin,
+            timeout=PATIENCE_SECONDS if workers else 0,
             persistent_workers=workers > 0,
             # The loader would draw a seed for its workers from the global generator, and so shift everybody else's draws.
             generator=torch.Generator(),
@@ -133,12 +151,24 @@ class FolderReader:
 
         Raises:
             InputError: a file is no image, or damaged.
+            RuntimeError: a worker died or is stuck.
         """
         self._order.batches = [batch.tolist() for batch in batches]
-        for images in self._loader:
-            if isinstance(images, str):
-                raise InputError(images)
-            yield images
+        try:
+            for images in self._loader:
+                if isinstance(images, str):
+                    raise InputError(images)
+                if isinstance(images, np.ndarray):
+                    images = torch.from_numpy(images)
+                    images = images.pin_memory() if self._pin else images
+                yield images
+        except (RuntimeError, OSError) as error:
+            if not self._workers:
+                raise
+            why = str(error).strip().splitlines()[0].rstrip(". ")
+            raise RuntimeError(
+                f"a process that reads images ended or is stuck ({why}); set fewer workers, or workers: 0, which needs none"
+            ) from error
 
 
 @dataclass(kw_only=True)

@@ -441,8 +441,8 @@ def _built(compiler: str, openmp: list[str]) -> tuple[Path, str]:
 
 
 def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitfp8"
-    try:
+    try:  # a user without an entry in the system's list has no home
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitfp8"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder

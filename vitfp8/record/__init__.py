@@ -4,9 +4,12 @@ from vitfp8.record.backups import BackupState, backup_state
 from vitfp8.record.deciding_code import code_digest, code_digest_rule, compare_code, incomparable_code
 from vitfp8.record.journal import (
     JOURNAL,
+    RUNNER_LOCK,
     JournalError,
     RunJournal,
+    announce,
     append_line,
+    is_executing,
     is_live,
     is_locked,
     now,
@@ -42,6 +45,7 @@ from vitfp8.record.source import best_weights, notebook_of, read_source, source_
 __all__ = [
     "JOURNAL",
     "RECORD_MIME",
+    "RUNNER_LOCK",
     "BackupState",
     "EpochRow",
     "Hardware",
@@ -54,6 +58,7 @@ __all__ = [
     "RunJournal",
     "RunRecord",
     "SensitivityRow",
+    "announce",
     "append_line",
     "append_to_run_log",
     "backup_state",
@@ -65,6 +70,7 @@ __all__ = [
     "digest_of",
     "git_state",
     "incomparable_code",
+    "is_executing",
     "is_live",
     "is_locked",
     "load_history",

@@ -1,8 +1,9 @@
 """The journal of a running run: where truth lives until the notebook is written, and its projection into the notebook.
 
 The journal is ``journal.jsonl`` in the run folder: one JSON object a line, appended and flushed to disk. Folding its events gives
-the record. The notebook shows the same record in one display that is updated by its id. Whoever trains holds ``run.lock``;
-the operating system releases it when the process dies, however it dies.
+the record. The notebook shows the same record in one display that is updated by its id; before training begins `announce` shows
+it, so that a file that was last written then holds a record, which names its journal. Whoever trains holds ``run.lock``; the
+operating system releases it when the process dies, however it dies.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _
 
 JOURNAL = "journal.jsonl"
 LOCK = "run.lock"
+
+#: In a run folder: held by the command that executes the run, from before its kernel starts until its notebook is written.
+RUNNER_LOCK = "runner.lock"
+
+#: Displays of announced records, by their execution, until a journal shows the record.
+_announced: dict[str, Any] = {}
 
 
 class JournalError(InputError):
@@ -66,6 +73,15 @@ def is_live(folder: Path) -> bool:
         folder: the run folder; it need not exist.
     """
     return is_locked(folder / LOCK)
+
+
+def is_executing(folder: Path) -> bool:
+    """Whether a run is being executed: a process trains in its run folder, or a command is starting or ending it.
+
+    Args:
+        folder: the run folder; it need not exist.
+    """
+    return is_live(folder) or is_locked(folder / RUNNER_LOCK)
 
 
 def is_locked(lock_file: Path) -> bool:
@@ -159,6 +175,26 @@ def summary_line(record: RunRecord) -> str:
     if record.reason:
         parts.append(record.reason)
     return " · ".join(parts)
+
+
+def announce(record: RunRecord, folder: Path) -> None:
+    """Show a record in the notebook before training begins; nothing outside a notebook.
+
+    Papermill saves a notebook after each cell, but within a long one only now and then: whatever ends it early in the training
+    cell leaves this record, and with it the way to the journal. The journal's own display takes its place.
+
+    Args:
+        record: as it is known before training.
+        folder: the run folder that the journal will be in.
+    """
+    from IPython.core.getipython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is None:
+        return
+    record = record.model_copy(update={"run_folder": str(folder)})
+    shown = display({RECORD_MIME: record.to_payload(), "text/plain": summary_line(record)}, raw=True, display_id=True)
+    _announced[str(record.provenance.get("run_id"))] = shown
 
 
 class RunJournal:
@@ -264,6 +300,8 @@ class RunJournal:
         data = {RECORD_MIME: self.record.to_payload(), "text/plain": self.summary_line()}
         if self._display is None:
             self._display = display(data, raw=True, display_id=True)
+            if (announced := _announced.pop(str(self.record.provenance.get("run_id")), None)) is not None:
+                announced.update({"text/plain": f"run folder: {self.folder}"}, raw=True)  # one record in a notebook
         else:
             self._display.update(data, raw=True)
 

@@ -1,8 +1,8 @@
 """Reading records back: from one notebook, or a study's folder as tables. Needs neither torch nor nbformat.
 
 What the notebook says is completed by what became known afterwards: while a run's status is ``running``, its journal is newer
-than the notebook; and without a live lock it is not running but interrupted. The run log beside the notebook says what the runner
-found (a kernel that died) and holds dated notes.
+than the notebook. A run is running while the training process or the command that executes it holds its lock; without either it
+is interrupted. The run log beside the notebook says what the runner found (a kernel that died) and holds dated notes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitfp8.catalog import catalogue_order
-from vitfp8.params import InputError, why_no_text
-from vitfp8.record.journal import JOURNAL, append_line, is_live, record_from_journal
-from vitfp8.record.schema import RECORD_MIME, RunRecord
+from vitfp8.catalog import EXPERIMENTS, catalogue_order
+from vitfp8.params import InputError, assignments, why_no_text
+from vitfp8.record.journal import (
+    JOURNAL,
+    RUNNER_LOCK,
+    append_line,
+    is_executing,
+    is_live,
+    is_locked,
+    record_from_journal,
+)
+from vitfp8.record.schema import RECORD_MIME, RunRecord, validated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,14 +43,11 @@ LARGEST_NOTEBOOK_BYTES = 200 * 1024 * 1024
 MARKER = "vitfp8"
 
 
-def read_payload(path: Path) -> dict[str, Any] | None:
-    """The payload of the last record that stands in a notebook; None when the notebook is marked as no run.
-
-    Args:
-        path: an executed notebook.
+def _read_notebook(path: Path) -> dict[str, Any]:
+    """A notebook as JSON, its cells a list.
 
     Raises:
-        RecordError: the file is missing, no notebook, or holds no record.
+        RecordError: the file is missing, or no notebook.
     """
     try:
         if path.stat().st_size > LARGEST_NOTEBOOK_BYTES:
@@ -59,6 +64,19 @@ def read_payload(path: Path) -> dict[str, Any] | None:
         raise RecordError(f"{path}: {_why_no_notebook(content)}") from None
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise RecordError(f"{path}: is not a notebook; run it again")
+    return notebook
+
+
+def read_payload(path: Path) -> dict[str, Any] | None:
+    """The payload of the last record that stands in a notebook; None when the notebook is marked as no run.
+
+    Args:
+        path: an executed notebook.
+
+    Raises:
+        RecordError: the file is missing, no notebook, or holds no record.
+    """
+    notebook = _read_notebook(path)
     metadata = notebook.get("metadata")
     marker = metadata.get(MARKER) if isinstance(metadata, dict) else None
     for cell in reversed(notebook["cells"]):
@@ -136,13 +154,11 @@ def append_to_run_log(path: Path, event: dict[str, Any]) -> None:
 
 
 def _latest(path: Path) -> RunRecord | None:
-    """The record of a run's latest execution, as its journal or its notebook has it."""
+    """The record of a run's latest execution, as its notebook or its journal has it."""
     with suppress(RecordError, ValueError, AttributeError, KeyError, TypeError):
-        if (record := record_from_journal(path.with_suffix(""))) is not None:
-            return record
-        if (payload := read_payload(path)) is not None:
+        if (payload := read_payload(path)) is not None:  # it may have died before its journal began
             return RunRecord.from_payload(payload)
-    return None
+    return record_from_journal(path.with_suffix(""))
 
 
 def _execution(record: RunRecord) -> str | None:
@@ -163,11 +179,15 @@ def _is_about(event: dict[str, Any], record: RunRecord) -> bool:
         return str(event.get("time", "")) >= (record.started or "")
 
 
-def read_record(path: str | Path) -> RunRecord:
+def read_record(path: str | Path, *, lock_is_ours: bool = False) -> RunRecord:
     """Read the record of an executed notebook, completed by its journal and run log.
+
+    A notebook that papermill began to execute and that ended before it held a record is one as well: what it was to do stands in
+    its parameter cells.
 
     Args:
         path: ``executed/<study>/<run>.ipynb``.
+        lock_is_ours: whether the calling process holds the run's `RUNNER_LOCK`, which then does not tell that it is running.
 
     Raises:
         RecordError: one line that names the file, when there is no readable record.
@@ -186,24 +206,76 @@ def read_record(path: str | Path) -> RunRecord:
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         why = str(error) or type(error).__name__
         problem = RecordError(f"{path}: its record cannot be read ({why}); run it again")
-    if record is None or record.status == "running":
-        journal = record_from_journal(folder)
-        if journal is not None and (record is None or journal.provenance.get("run_id") == record.provenance.get("run_id")):
-            record = journal
+    if record is None and (journal := record_from_journal(folder)) is not None:
+        record = journal
+    elif record is None:
+        record = _unrecorded(path)
     if record is None:
         assert problem is not None
         raise problem
-    if record.status == "running" and not any(is_live(place) for place in run_folders(path, record)):
-        record.status, record.reason = "interrupted", record.reason or "no process holds the run's lock any more"
+    places = run_folders(path, record)
+    if record.status == "running":
+        record = next((journal for place in places if (journal := _own_journal(place, record, folder)) is not None), record)
+    executing = any(is_live(place) for place in places) or (not lock_is_ours and is_locked(folder / RUNNER_LOCK))
+    if executing and record.status in ("running", "interrupted", "failed"):  # or an earlier attempt's end: it is executed again
+        record.status, record.reason = "running", None
+    elif not executing and record.status == "running":
+        record.status, record.reason = "interrupted", record.reason or _why_interrupted(record, folder)
     for event in _run_log(path):
         if event.get("event") == "note":
             record.notes.append({key: event.get(key) for key in ("time", "text")})
-        elif not _is_about(event, record):
+        elif executing or not _is_about(event, record):
             continue
         elif event.get("event") == "failed" and record.status in ("running", "interrupted"):
             record.status, record.reason = "failed", str(event.get("reason", ""))
         elif event.get("event") == "interrupted" and record.status == "interrupted":
             record.reason = str(event.get("reason", ""))
+    return record
+
+
+def _own_journal(place: Path, record: RunRecord, beside: Path) -> RunRecord | None:
+    """What the journal of a run folder says of the execution that a record is of; None where it is of another one."""
+    journal = record_from_journal(place)
+    execution = record.provenance.get("run_id")
+    if journal is None or journal.provenance.get("run_id") != execution or (execution is None and place != beside):
+        return None
+    return journal
+
+
+def _why_interrupted(record: RunRecord, beside: Path) -> str:
+    """One line for a run that no process executes, with the way to go on where no runner knows its run folder."""
+    reason = "no process holds the run's lock any more"
+    if not record.run_folder or Path(record.run_folder).name == beside.name or not record.progress.get("epoch"):
+        return reason
+    return f"{reason}; papermill with -p run_folder {record.run_folder} continues it"
+
+
+def _unrecorded(path: Path) -> RunRecord | None:
+    """What a notebook was to do that papermill began to execute and that ended before it held a record; None for any other."""
+    try:
+        notebook = _read_notebook(path)
+        begun = str(notebook["metadata"]["papermill"]["start_time"])
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        values: dict[str, Any] = {}
+        for cell in cells:
+            if {"parameters", "injected-parameters"} & set(cell["metadata"].get("tags", ())):
+                values |= assignments("".join(cell["source"])) or {}
+        errors = [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+        record = validated(
+            {
+                "kind": "quantization" if EXPERIMENTS[values["experiment"]].source else "run",
+                **{key: values[key] for key in ("experiment", "variant", "seed", "question", "expectation", "run_folder")},
+                "parameters": values,
+                "started": begun,
+                "progress": {"epoch": 0, **({"epochs": values["epochs"]} if "epochs" in values else {})},
+            }
+        )
+    except (RecordError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+    record.reason = "its training had not begun: it was ended, or papermill is still preparing it"
+    if errors:
+        record.status = "failed"
+        record.reason = f"{errors[0].get('ename')}: {errors[0].get('evalue')}".splitlines()[0][:500]
     return record
 
 
@@ -221,9 +293,9 @@ def run_folders(notebook: Path, record: RunRecord) -> list[Path]:
     folders = [notebook.with_name(notebook.name.removesuffix(".ipynb"))]
     if record.run_folder and not (folders[0] / JOURNAL).is_file():
         try:
-            stated = Path(record.run_folder).resolve()
-            if any(stated.is_relative_to(top) for top in (notebook.parent.resolve(), Path.cwd())):
-                folders.append(stated)
+            tops = [Path.cwd(), notebook.parent.resolve()]
+            stated = dict.fromkeys((top / record.run_folder).resolve() for top in tops)  # seen from where it was executed
+            folders += [place for place in stated if any(place.is_relative_to(top) for top in tops)]
         except (OSError, ValueError, RuntimeError):
             pass  # no file name of this system: it came from another one
     return folders
@@ -262,10 +334,13 @@ def load_records(folder: str | Path) -> tuple[list[tuple[Path, RunRecord]], list
             continue
         record = record_from_journal(journal.parent)
         if record is not None:
-            if record.status == "running" and not is_live(journal.parent):
+            executing = is_executing(journal.parent)
+            if executing and record.status in ("interrupted", "failed"):
+                record.status, record.reason = "running", None
+            elif not executing and record.status == "running":
                 record.status = "interrupted"
             found.append((notebook, record))
-        elif not is_live(journal.parent):  # a live one may be about to write its first line
+        elif not is_executing(journal.parent):  # it may be about to write its first line
             why = _why_of(journal) or "holds no readable record, and there is no notebook beside its folder; run it again"
             problems.append(f"{journal}: {why}")
     for log in sorted(folder.glob("*.log.jsonl")):

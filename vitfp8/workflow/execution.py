@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -57,8 +59,42 @@ class _ThisInterpreter(KernelSpecManager):
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         """The running interpreter's kernel, whatever the name."""
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        # what it warns of (its transport, a runner that was killed) is for its notebook's reader, not for the command's terminal
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=ERROR"]
         return KernelSpec(argv=argv, display_name="Python 3 (ipykernel)", language="python")
+
+
+def _connection_folder(fallback: Path) -> tuple[Path, str]:
+    """A new folder for the kernel's connection file and sockets, and the transport: ``ipc``, or ``tcp`` where no folder will do.
+
+    Sockets in a folder of one's own: no port to collide on, and nobody else listens. But a socket's path has about a hundred
+    characters at most, which the TMPDIR of a cluster job may exceed by itself, and not every file system has sockets.
+
+    Args:
+        fallback: a folder that can be written, for the connection file where there is no temporary folder.
+    """
+    places = [Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp"), *map(Path, ("/tmp", "/var/tmp", "/dev/shm")), fallback]
+    with suppress(OSError):
+        places.insert(0, Path(tempfile.gettempdir()))
+    usable: list[Path] = []
+    for place in places:
+        with suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix="vitfp8-", dir=place)).absolute()
+            if os.name == "posix" and _takes_sockets(folder):
+                return folder, "ipc"
+            folder.rmdir()
+            usable.append(place)
+    return Path(tempfile.mkdtemp(prefix="vitfp8-", dir=usable[0] if usable else fallback)).absolute(), "tcp"
+
+
+def _takes_sockets(folder: Path) -> bool:
+    """Whether a kernel's sockets can be made in a folder."""
+    path = folder / "kernel-ipc-10"  # as long as the longest of a kernel's five
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.bind(str(path))
+        path.unlink()
+        return True
+    return False
 
 
 class _Engine(NBClientEngine):
@@ -71,16 +107,17 @@ class _Engine(NBClientEngine):
         kernel_name: str,
         on_kernel: Callable[[AsyncKernelManager], None],
         environment: dict[str, str],
+        output_folder: Path,
         **options: Any,
     ) -> Any:
         """Execute the notebook of `nb_man`; see papermill."""
-        # sockets in a folder of one's own: no port to collide on, nobody else listens, and the path is short enough for one
-        with tempfile.TemporaryDirectory(prefix="vitfp8-", ignore_cleanup_errors=True) as sockets:
+        folder, transport = _connection_folder(output_folder)
+        try:
             manager = AsyncKernelManager(
                 kernel_name=kernel_name,
                 kernel_spec_manager=_ThisInterpreter(),
-                transport="ipc" if os.name == "posix" else "tcp",
-                connection_file=str(Path(sockets) / "kernel.json"),
+                transport=transport,
+                connection_file=str(folder / "kernel.json"),
             )
             on_kernel(manager)
             client = PapermillNotebookClient(
@@ -95,6 +132,8 @@ class _Engine(NBClientEngine):
             )
             client.owns_km = True  # so that the kernel is shut down at the end, as one that nbclient started itself
             return client.execute(env=environment)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 papermill_engines.register("vitfp8", _Engine)
@@ -239,6 +278,7 @@ def execute(
                 progress_bar=False,
                 on_kernel=signals.watch_over,
                 environment=environment,
+                output_folder=output.parent,
                 autosave_cell_every=5,
             )
         except BaseException as error:  # handed to the caller's thread

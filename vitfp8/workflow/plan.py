@@ -11,6 +11,7 @@ from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import InputError, Layer, RunParams, identity_of, parse_assignment, read_layer, suggest, validate, why_no_text
 from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
 from vitfp8.record import (
+    RUNNER_LOCK,
     RecordError,
     RunRecord,
     compare_code,
@@ -25,9 +26,6 @@ from vitfp8.record import (
 from vitfp8.workflow.files import check_writable
 from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file, template
 from vitfp8.workflow.study import Study, check_experiments, check_study_name
-
-#: In a run folder: held by the command that executes the run, from before its kernel starts until its notebook is written.
-RUNNER_LOCK = "runner.lock"
 
 
 @dataclass(frozen=True)
@@ -248,7 +246,7 @@ def decide(
     if is_live(folder) or (not locked_by_us and is_locked(folder / RUNNER_LOCK)):
         return "busy", "another process is running it"
     try:
-        record = read_record(output)
+        record = read_record(output, lock_is_ours=locked_by_us)
     except RecordError:
         if output.exists():
             if not force and output.is_file() and (why := why_no_text(output.read_bytes())):

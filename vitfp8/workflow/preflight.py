@@ -20,7 +20,7 @@ from vitfp8.monitor import read_heat
 from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
 from vitfp8.quantize_params import QuantizeParams, parameters_of
 from vitfp8.record import backup_state, git_state, read_record
-from vitfp8.workflow.estimates import disk_bytes, memory_bytes
+from vitfp8.workflow.estimates import PROCESS_BYTES, disk_bytes, memory_bytes
 from vitfp8.workflow.files import size_words
 from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file
 from vitfp8.workflow.plan import PlannedRun, layers_for
@@ -123,7 +123,7 @@ def examine_machine(runs: Sequence[RunParams], folder: Path = EXECUTED) -> list[
     """
     findings = [_disk(runs, folder)]
     if runs:
-        findings += [_memory(runs), *_arithmetic(runs)]
+        findings += [_memory(runs), *_shared_memory(runs), *_arithmetic(runs)]
     findings += [_power(), _heat(), _code(), *_backups(folder)]
     return findings
 
@@ -159,10 +159,25 @@ def _memory(runs: Sequence[RunParams]) -> Finding:
 
     needed = max(memory_bytes(params) for params in runs)
     available = psutil.virtual_memory().available
-    words = f"the largest run takes about {size_words(needed)}, {size_words(available)} are available"
+    model = f"{size_words(needed - PROCESS_BYTES)} of it the model's, images not counted"
+    words = f"the largest run takes about {size_words(needed)}, {model}; {size_words(available)} are available"
     if needed > available and who_multiplies(runs[0])[0] == "cpu":
         return Finding("warning", "memory", f"{words}; close other programs, or set micro_batch_size")
     return Finding("ok", "memory", words)
+
+
+def _shared_memory(runs: Sequence[RunParams], place: Path = Path("/dev/shm")) -> list[Finding]:
+    """Room for the batches that workers hand over, where it is less than what they may have ready: two each."""
+    sizes = [2 * p.workers * 3 * p.image_size**2 * p.batch_size for p in runs if p.dataset == "imagefolder"]
+    needed = max(sizes, default=0)
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:
+        return []  # not Linux
+    if needed <= free:
+        return []
+    words = f"workers may have {size_words(needed)} of images ready, {place} has {size_words(free)} free: what does not fit goes"
+    return [Finding("note", "memory", f"{words} through pipes, which is slower; docker run --shm-size, or workers: 0")]
 
 
 def _arithmetic(runs: Sequence[RunParams]) -> list[Finding]:

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from vitfp8.params import InputError, suggest
-from vitfp8.record import RunRecord, is_locked, load_records, now
+from vitfp8.record import RunRecord, is_live, is_locked, load_records, now
 from vitfp8.workflow.files import write_whole
 from vitfp8.workflow.locate import EXECUTED
 from vitfp8.workflow.runner import Batch
@@ -178,7 +178,7 @@ def study_progress(folder: Path) -> StudyProgress:
     runs: list[RunProgress] = []
     for path, record in found:
         planned = expected.pop(path.stem, None)
-        if record.status == "running":
+        if record.status == "running" and (planned is None or is_live(path.with_suffix(""))):
             runs.append(RunProgress(path.stem, "running", record, _seconds_left(record, path.with_suffix(""))))
         elif planned is not None and planned.get("status") == "waiting":
             runs.append(RunProgress(path.stem, "waiting", record, _number(planned.get("seconds"))))

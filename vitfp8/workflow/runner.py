@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from vitfp8.monitor import Heat, read_heat
 from vitfp8.params import IDENTITY_RULE, InputError, RunParams
 from vitfp8.record import (
+    RUNNER_LOCK,
     JournalError,
     RecordError,
     RunJournal,
@@ -28,7 +29,7 @@ from vitfp8.record import (
     says_its_end,
 )
 from vitfp8.workflow.execution import Execution, Signals, execute, listening
-from vitfp8.workflow.plan import RUNNER_LOCK, PlannedRun, kind_of
+from vitfp8.workflow.plan import PlannedRun, kind_of
 from vitfp8.workflow.superseded import move_aside
 
 #: Seconds that a kernel without its runner has to notice and end; it usually takes two.
@@ -254,7 +255,7 @@ def _begin(planned: PlannedRun) -> None:
 def _result(planned: PlannedRun, *, status: str | None = None, note: str = "") -> RunResult:
     """A run's record as it stands, and one line on how it ended; `note` is said where the record gives no reason."""
     try:
-        record = read_record(planned.output)
+        record = read_record(planned.output, lock_is_ours=True)
     except RecordError as problem:
         return RunResult(planned, None, status or "failed", note or str(problem))
     if status is None:

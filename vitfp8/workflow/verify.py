@@ -25,7 +25,7 @@ from vitfp8.record import (
     code_digest,
     compare_code,
     incomparable_code,
-    is_live,
+    is_executing,
     payload_digest,
     record_from_journal,
 )
@@ -177,7 +177,7 @@ def _load(path: Path) -> _Run | Check:
         return Check(path, "record", "FAILED", text)
     if journal.status in ("completed", "diverged"):
         return Check(path, "record", "FAILED", f"{text}; but its journal says {journal.status}")
-    if is_live(path.with_suffix("")):
+    if is_executing(path.with_suffix("")):
         return Check(path, "record", "note", "it is being executed now")
     return Check(path, "record", "note", f"{text}; its journal ends as {journal.status}")
 
@@ -289,7 +289,7 @@ def _journal(run: _Run) -> Iterator[Found]:
         yield "note", f"{run.folder / JOURNAL} is of another execution than the notebook"
         return
     here, there = run.record.model_dump(mode="python"), run.own_journal.model_dump(mode="python")
-    if is_live(run.folder):
+    if is_executing(run.folder):
         yield "note", "it is being executed now"
     elif run.record.status == "running" and run.own_journal.status != "running":
         level = "FAILED" if run.own_journal.status in ("completed", "diverged") else "note"
