@@ -33,6 +33,7 @@ from vitfp8.record.schema import (
     QuantizationRow,
     RunRecord,
     SensitivityRow,
+    agrees_with_digest,
     digest_of,
     payload_digest,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "RunJournal",
     "RunRecord",
     "SensitivityRow",
+    "agrees_with_digest",
     "append_line",
     "append_to_run_log",
     "backup_state",

@@ -18,7 +18,16 @@ from typing import Any
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import InputError, Layer, suggest, validate
 from vitfp8.quantize_params import parameters_of
-from vitfp8.record import JOURNAL, RecordError, RunRecord, code_digest, is_live, payload_digest, record_from_journal
+from vitfp8.record import (
+    JOURNAL,
+    RecordError,
+    RunRecord,
+    agrees_with_digest,
+    code_digest,
+    is_live,
+    payload_digest,
+    record_from_journal,
+)
 from vitfp8.record.reading import read_payload
 from vitfp8.record.schema import PAYLOAD_DIGEST
 from vitfp8.workflow.locate import EXECUTED, preset_file, template
@@ -179,7 +188,8 @@ def _payload(run: _Run) -> Iterator[Found]:
     """The digest of the whole payload."""
     if PAYLOAD_DIGEST not in run.payload:
         yield "note", "carries no digest of itself: an earlier version made it"
-    elif run.payload[PAYLOAD_DIGEST] != (found := payload_digest(run.payload)):
+    elif not agrees_with_digest(run.payload, [run.record, *([run.own_journal] if run.own_journal else [])]):
+        found = payload_digest(run.payload)
         yield "FAILED", contradiction(PAYLOAD_DIGEST, run.payload[PAYLOAD_DIGEST], found, "the record: it was edited")
 
 
