@@ -3,6 +3,7 @@
 from vitfp8.record.backups import BackupState, backup_state
 from vitfp8.record.journal import (
     JOURNAL,
+    RUNNER_LOCK,
     JournalError,
     RunJournal,
     append_line,
@@ -10,6 +11,7 @@ from vitfp8.record.journal import (
     is_locked,
     now,
     record_from_journal,
+    refuse_finished,
     summary_line,
 )
 from vitfp8.record.provenance import code_digest, collect_provenance, git_state, processor_and_cores
@@ -42,6 +44,7 @@ from vitfp8.record.source import best_weights, notebook_of, read_source, source_
 __all__ = [
     "JOURNAL",
     "RECORD_MIME",
+    "RUNNER_LOCK",
     "BackupState",
     "EpochRow",
     "Hardware",
@@ -76,6 +79,7 @@ __all__ = [
     "read_record",
     "read_source",
     "record_from_journal",
+    "refuse_finished",
     "says_its_end",
     "source_command",
     "summary_line",

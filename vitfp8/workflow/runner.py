@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from vitfp8.monitor import Heat, read_heat
 from vitfp8.params import InputError, RunParams
 from vitfp8.record import (
+    RUNNER_LOCK,
     JournalError,
     RecordError,
     RunJournal,
@@ -28,7 +29,7 @@ from vitfp8.record import (
     says_its_end,
 )
 from vitfp8.workflow.execution import Execution, Signals, execute, listening
-from vitfp8.workflow.plan import RUNNER_LOCK, PlannedRun, kind_of
+from vitfp8.workflow.plan import PlannedRun, kind_of
 from vitfp8.workflow.superseded import move_aside
 
 #: Seconds that a kernel without its runner has to notice and end; it usually takes two.
