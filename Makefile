@@ -38,9 +38,9 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vitfp8 needs Python 3.11 or later; set PYTHON=" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml jupyter_nbconvert_config.py | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
-	@mkdir -p $(VENV)/etc/jupyter && cp jupyter_nbconvert_config.py $(VENV)/etc/jupyter/   # plain nbconvert honours the tags
+	@f=$(VENV)/etc/jupyter/jupyter_nbconvert_config.py; ! grep -qs vitfp8 $$f || rm -f $$f   # an earlier version left it there
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed

@@ -19,18 +19,20 @@ PACKAGE = TOP / "vitfp8"
 MAY_IMPORT = {
     "catalog": set(),
     "params": {"catalog"},
+    "home": {"params"},
     "quantize_params": {"catalog", "params"},
-    "record": {"catalog", "params", "quantize_params"},
+    "record": {"catalog", "params", "quantize_params", "home"},
     "data": {"catalog", "params"},
     "model": {"catalog", "params"},
     "precision": {"catalog", "params"},
     "monitor": {"params"},
     "checkpoint": {"params"},
     "trainer": {"params", "data", "model", "precision", "checkpoint"},
-    "experiment": {"catalog", "params", "record", "data", "model", "precision", "monitor", "checkpoint", "trainer"},
+    "experiment": {"catalog", "params", "home", "record", "data", "model", "precision", "monitor", "checkpoint", "trainer"},
     "quantize": {
         "catalog",
         "params",
+        "home",
         "quantize_params",
         "record",
         "data",
@@ -40,12 +42,13 @@ MAY_IMPORT = {
         "checkpoint",
         "experiment",
     },
-    "analysis": {"catalog", "params", "record"},
+    "analysis": {"catalog", "params", "home", "record"},
     # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor; a repeat
     # compares last weights, which only a checkpoint knows how to load
     "workflow": {
         "catalog",
         "params",
+        "home",
         "quantize_params",
         "record",
         "analysis",
@@ -56,7 +59,7 @@ MAY_IMPORT = {
         "experiment",
         "quantize",
     },
-    "cli": {"catalog", "params", "record", "analysis", "workflow", "monitor"},
+    "cli": {"catalog", "params", "home", "record", "analysis", "workflow", "monitor"},
     "__main__": {"cli"},
     "__init__": {"params", "record", "trainer"},
 }

@@ -167,8 +167,9 @@ def test_whole_numbers_that_javascript_made_of_real_ones_leave_the_identity_as_i
     params = smoke_params("AugmFP16")
     saved = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in params.model_dump().items()}
     assert saved["gradient_clip"] == 1 and type(saved["gradient_clip"]) is int
+    record = RunRecord(experiment="AugmFP16", parameters=saved)
     for rule in (1, 2):
-        assert identity_digest(RunParams, saved, rule) == params.digest_under(rule)
+        assert identity_digest(RunParams, record.parameters, rule) == params.digest_under(rule)
 
 
 def test_runs_with_equal_identities_make_one_group(tmp_path: Path, smoke_params: Make) -> None:

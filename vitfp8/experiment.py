@@ -26,11 +26,23 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitfp8.catalog import DATASETS
 from vitfp8.data import ImageData, check_dataset, load_data
+from vitfp8.home import at_home
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
-from vitfp8.params import IDENTITY_RULE, InputError, RunParams
+from vitfp8.params import IDENTITY_RULE, InputError, Parameters, RunParams
 from vitfp8.precision import PreparedPrecision, choose_backend, prepare
-from vitfp8.record import EpochRow, Hardware, Metrics, Precision, RunJournal, RunRecord, collect_provenance, digest_of, now
+from vitfp8.record import (
+    EpochRow,
+    Hardware,
+    Metrics,
+    Precision,
+    RunJournal,
+    RunRecord,
+    collect_provenance,
+    digest_of,
+    now,
+    refuse_finished,
+)
 from vitfp8.trainer import Evaluation, Outcome, ViTTrainer
 
 
@@ -305,10 +317,20 @@ def summarize(history: Sequence[Mapping[str, Any]], *, best_epoch: int, best_val
     )
 
 
-def _fresh_folder(params: RunParams) -> Path:
-    """A run folder that nobody has: for notebooks executed without a runner."""
+def run_folder_of(params: Parameters) -> Path:
+    """The run folder that the parameters name; a fresh one below ``runs/`` where they name none, as without a runner.
+
+    Args:
+        params: of a run of any kind.
+
+    Raises:
+        InputError: the run in it has ended.
+    """
+    given = getattr(params, "run_folder", None)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{params.run_name}-{stamp}-{uuid.uuid4().hex[:6]}"
+    folder = at_home(given or Path("runs") / f"{params.run_name}-{stamp}-{uuid.uuid4().hex[:6]}")
+    refuse_finished(folder)
+    return folder
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
@@ -358,6 +380,7 @@ def prepare_experiment(params: RunParams) -> Experiment:
         InputError: one line with a way out: device, precision, data, model, checkpoint.
     """
     check_experiment(params)
+    folder = run_folder_of(params)
     device = resolve_device(params.device)
     keep_freed_memory()
     determinism = set_determinism(params, device)
@@ -377,7 +400,6 @@ def prepare_experiment(params: RunParams) -> Experiment:
         health_every=params.health_every,
         rows=(params.micro_batch_size or params.batch_size) * facts["tokens"],
     )
-    folder = Path(params.run_folder) if params.run_folder else _fresh_folder(params)
     trainer = ViTTrainer(params, data, model, precision, device=device, folder=folder)
     passed_over = trainer.resume()
     for problem in passed_over:

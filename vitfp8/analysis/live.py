@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from vitfp8.home import from_home, study_home
 
 History = Sequence[dict[str, Any]]
 
@@ -13,6 +16,16 @@ History = Sequence[dict[str, Any]]
 def somebody_watches() -> bool:
     """Whether a person has this notebook open: Jupyter's server names the session, papermill does not."""
     return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
+
+
+def say_where(**folders: str | Path | None) -> None:
+    """Print where a notebook reads and writes; to whoever watches also which folder that is in.
+
+    Args:
+        **folders: what it is, with ``_`` for a space, e.g. ``run_folder``, and where; None is passed over.
+    """
+    named = ", ".join(f"{what.replace('_', ' ')} {from_home(place)}" for what, place in folders.items() if place is not None)
+    print(f"{named} (in {study_home()})" if somebody_watches() else named)
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of, row_of
+from vitfp8.home import at_home, run_command, study_home
 from vitfp8.params import InputError, RunParams, identity_of
 from vitfp8.record import RunRecord, code_digest_rule, load_history, load_records, load_runs
 
@@ -442,10 +443,10 @@ def load_results(folder: str | Path) -> StudyResults:
     Raises:
         InputError: there is no folder, or no readable record in it; the line says which command makes some.
     """
-    folder = Path(folder)
-    command = f"`vitfp8 run --study {folder.name}` executes them"
+    folder = at_home(folder)
+    command = f"`{run_command(folder.name)}` executes them"
     if not folder.is_dir():
-        seen = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
+        seen = "" if folder.is_absolute() else f" (seen from {study_home()})"
         raise InputError(f"study_folder: '{folder}': there is no such folder of runs{seen}; {command}")
     pairs, problems = load_records(folder)
     records = {path.stem: record for path, record in pairs if record.kind == "run"}

@@ -36,6 +36,7 @@ from vitfp8.analysis.panels import (
 )
 from vitfp8.analysis.quantization import difference_figure
 from vitfp8.analysis.run_figures import LiveCurve, image_grid, run_curves
+from vitfp8.home import at_home
 
 __all__ = [
     "FIGURES", "FigureRow", "LiveCurve", "draw_figure", "gpu_power", "hardware", "image_grid", "losses", "one_page",
@@ -425,11 +426,11 @@ def show_figure(number: int, results: StudyResults, report_folder: str | Path | 
     if isinstance(drawn, str):
         if report_folder is not None:  # a file of an earlier report would contradict the sentence
             for ending in ("png", "pdf"):
-                (Path(report_folder) / "figures" / f"{row.stem}.{ending}").unlink(missing_ok=True)
+                (at_home(report_folder) / "figures" / f"{row.stem}.{ending}").unlink(missing_ok=True)
         display(Markdown(f"*{row.title}.* {escape_markdown(drawn)}"))
         return
     if report_folder is not None:
-        save_figure(drawn, Path(report_folder) / "figures", row.stem)
+        save_figure(drawn, at_home(report_folder) / "figures", row.stem)
     if lead:
         display(Markdown(lead))
     display(drawn)

@@ -11,6 +11,7 @@ from vitfp8.analysis.escaping import one_line
 from vitfp8.analysis.metrics import Group, StudyResults
 from vitfp8.analysis.statistics import describe
 from vitfp8.analysis.tables import METRIC_ROWS, comparison, contrast_table, not_in_results, write_tables
+from vitfp8.home import at_home
 from vitfp8.record import backup_state
 
 
@@ -103,7 +104,7 @@ def write_report_files(results: StudyResults, report_folder: str | Path | None) 
     """
     if report_folder is None:
         return []
-    folder = Path(report_folder)
+    folder = at_home(report_folder)
     files = write_tables(results, folder)
     text = json.dumps(summary(results), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     for name, content in (("all_experiments_summary.json", text + "\n"), ("RESULTS_SUMMARY.txt", summary_text(results))):

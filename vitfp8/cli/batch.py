@@ -57,7 +57,7 @@ def run(
     from vitfp8.params import InputError, RunParams
     from vitfp8.workflow.awake import keep_awake
     from vitfp8.workflow.estimates import TimeEstimates
-    from vitfp8.workflow.locate import EXECUTED
+    from vitfp8.workflow.locate import executed_folder
     from vitfp8.workflow.plan import plan_batch
     from vitfp8.workflow.preflight import check_plan, examine_machine
     from vitfp8.workflow.progress import BatchFile
@@ -89,7 +89,11 @@ def run(
         return
     times = TimeEstimates(measure=False)
     expected = {item.output: times.of(item).seconds for item in ahead}
-    with keep_awake() as complaint, BatchFile(EXECUTED / name, expected) as file, _Progress(name, len(planned)) as progress:
+    with (
+        keep_awake() as complaint,
+        BatchFile(executed_folder() / name, expected) as file,
+        _Progress(name, len(planned)) as progress,
+    ):
         if complaint:
             click.echo(f"warning: {complaint}", err=True)
 

@@ -24,14 +24,15 @@ def runs(study: str | None, as_json: bool) -> None:
 
     from vitfp8.params import InputError
     from vitfp8.record import load_records
-    from vitfp8.workflow.locate import EXECUTED
+    from vitfp8.workflow.locate import executed_folder
     from vitfp8.workflow.study import check_study_name
 
     if study:
         check_study_name(study, "study")
-    folders = [EXECUTED / study] if study else sorted(path for path in EXECUTED.glob("*") if path.is_dir())
+    executed = executed_folder()
+    folders = [executed / study] if study else sorted(path for path in executed.glob("*") if path.is_dir())
     if study and not folders[0].is_dir():
-        there = ", ".join(sorted(path.name for path in EXECUTED.glob("*") if path.is_dir())) or "none yet"
+        there = ", ".join(sorted(path.name for path in executed.glob("*") if path.is_dir())) or "none yet"
         raise InputError(f"study: {study!r}: there is no {folders[0]}; there are: {there}")
     rows: list[tuple[str, Path, RunRecord]] = []
     problems: list[str] = []
@@ -56,7 +57,7 @@ def runs(study: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"runs": out, "problems": problems}, indent=1, allow_nan=False, default=str))
         return
     if not rows and not problems:
-        click.echo(f"nothing in {EXECUTED}/ yet; `vitfp8 run --preset digits` is a start")
+        click.echo(f"nothing in {executed}/ yet; `vitfp8 run --preset digits` is a start")
         return
     from rich.table import Table
 

@@ -28,7 +28,7 @@ def verify(study: str | None, runs: tuple[str, ...], again: bool, data: bool, as
     import json
 
     from vitfp8.params import InputError
-    from vitfp8.workflow.locate import EXECUTED
+    from vitfp8.workflow.locate import executed_folder
     from vitfp8.workflow.rerun import check_repeatable
     from vitfp8.workflow.verify import find_notebooks, verify_data
     from vitfp8.workflow.verify import verify as verify_records
@@ -44,7 +44,7 @@ def verify(study: str | None, runs: tuple[str, ...], again: bool, data: bool, as
         checks += verify_data(paths)
     if not as_json:
         if not paths:
-            click.echo(f"nothing in {EXECUTED}/ yet; `vitfp8 run --preset digits` is a start")
+            click.echo(f"nothing in {executed_folder()}/ yet; `vitfp8 run --preset digits` is a start")
         _print(checks)
     signal = _repeat(repeats, checks, as_json)
     if as_json:

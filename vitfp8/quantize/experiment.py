@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from vitfp8.checkpoint import file_digest
 from vitfp8.data import check_dataset
-from vitfp8.experiment import device_facts, resolve_device
+from vitfp8.experiment import device_facts, resolve_device, run_folder_of
+from vitfp8.home import from_home
 from vitfp8.model import create_model
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params import IDENTITY_RULE
@@ -135,7 +135,7 @@ class Quantization:
         record, metrics = self.source.record, self.source.record.metrics
         return {
             "run": self.source.notebook.stem,
-            "path": self.source.notebook.as_posix(),
+            "path": from_home(self.source.notebook).as_posix(),
             "experiment": record.experiment,
             "variant": record.variant,
             "seed": record.seed,
@@ -314,8 +314,7 @@ def prepare_quantization(params: QuantizeParams) -> Quantization:
     Raises:
         InputError: one line with a way out: source run, weights, data, device.
     """
+    folder = run_folder_of(params)
     source = load_source(params)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(params.run_folder or Path("runs") / f"{params.run_name}-{stamp}-{uuid.uuid4().hex[:6]}")
     provenance = collect_provenance("quantization") | device_facts(source.device) | {"run_id": uuid.uuid4().hex}
     return Quantization(params=params, source=source, folder=folder, provenance=provenance)

@@ -17,6 +17,7 @@ from vitfp8.data import ImageData, eval_batches
 from vitfp8.data.batches import augmentation_of
 from vitfp8.data.draws import fixed_order
 from vitfp8.experiment import data_of, keep_freed_memory, resolve_device, set_determinism
+from vitfp8.home import at_home, run_command
 from vitfp8.model import create_model, model_facts
 from vitfp8.params import InputError, Layer, RunParams, field_notes, validate
 from vitfp8.precision import PreparedPrecision, prepare
@@ -135,18 +136,18 @@ def find_source(params: QuantizeParams) -> tuple[Path, RunRecord]:
     Raises:
         InputError: there is none to start from; the line names the command that makes one.
     """
-    study = Path(params.run_folder).parent if params.run_folder else None
+    study = at_home(params.run_folder).parent if params.run_folder else None
+    place = at_home(params.source_run) if params.source_run is not None else None
+    beside = place.parent if place is not None and place.parent.parent.name == "executed" else study
     command = source_command(
-        params.source_experiment, variant=params.source_variant, seed=params.seed, study=study.name if study else None
+        params.source_experiment, variant=params.source_variant, seed=params.seed, study=beside.name if beside else None
     )
-    if params.source_run is not None:
-        place = Path(params.source_run)
-    elif study is not None:
+    if place is None and study is not None:
         place = study / f"{params.source_name}.ipynb"
-    else:
+    if place is None:
         raise InputError(
             f"source_run: null: without a runner no study is known; give the notebook of a completed {params.source_experiment}, "
-            f"or let `vitfp8 run {params.experiment}` find it"
+            f"e.g. executed/digits/{params.source_name}.ipynb, which `{run_command('digits', params.source_experiment)}` makes"
         )
     record = read_source(place, experiment=params.source_experiment, seed=params.seed, command=command)
     if record.variant != params.source_variant:

@@ -14,6 +14,7 @@ from vitfp8.record.journal import (
     is_locked,
     now,
     record_from_journal,
+    refuse_finished,
     summary_line,
 )
 from vitfp8.record.provenance import collect_provenance, git_state, processor_and_cores
@@ -37,6 +38,7 @@ from vitfp8.record.schema import (
     QuantizationRow,
     RunRecord,
     SensitivityRow,
+    agrees_with_digest,
     digest_of,
     payload_digest,
 )
@@ -58,6 +60,7 @@ __all__ = [
     "RunJournal",
     "RunRecord",
     "SensitivityRow",
+    "agrees_with_digest",
     "announce",
     "append_line",
     "append_to_run_log",
@@ -84,6 +87,7 @@ __all__ = [
     "read_record",
     "read_source",
     "record_from_journal",
+    "refuse_finished",
     "says_its_end",
     "source_command",
     "summary_line",

@@ -71,6 +71,7 @@ DECIDING_NOTHING: Mapping[str, str] = MappingProxyType(
         "analysis/": "shows what records hold",
         "catalog.py": "names and labels; what its data sets decide enters the digest by value",
         "checkpoint.py": "gives back exactly what the trainer saved, or refuses",
+        "home.py": "says where files of a study are",
         "data/__init__.py": "only names what other modules define",
         "monitor/": "measures the machine; training reads none of it",
         "params.py": "gives values, which stand in the record and have a digest of their own",

@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vitfp8.home import from_home
 from vitfp8.params import InputError, why_no_text
 from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _json_safe, validated
 
@@ -151,6 +152,43 @@ def record_from_journal(folder: Path) -> RunRecord | None:
         return None
 
 
+def refuse_finished(folder: Path) -> None:
+    """Refuse to run into a folder whose run has ended: a lab record is not overwritten by running its cells again.
+
+    A command that executes runs has decided that before, and holds the folder. The record is shown once more: running all cells
+    has emptied the cell that held it.
+
+    Args:
+        folder: a run folder; it need not exist.
+
+    Raises:
+        InputError: its run is completed or diverged.
+    """
+    record = record_from_journal(folder)
+    if record is None or record.status not in ("completed", "diverged") or is_locked(folder / RUNNER_LOCK):
+        return
+    _display(record)
+    raise InputError(
+        f"run_folder: {str(folder)!r}: holds a finished run ({record.status}), which is not overwritten; to run anew, run all "
+        "cells with run_folder = None or another folder; to see what this notebook showed, reload it from disk without saving"
+    )
+
+
+def _display(record: RunRecord, handle: Any = None) -> Any:
+    """Show a record in the running notebook, or update what is shown; the display's handle. Outside a notebook: nothing."""
+    from IPython.core.getipython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is None:
+        return None
+    # text/plain goes with every update: without it HTML and LaTeX exports drop the output with a warning
+    data = {RECORD_MIME: record.to_payload(), "text/plain": summary_line(record)}
+    if handle is None:
+        return display(data, raw=True, display_id=True)
+    handle.update(data, raw=True)
+    return handle
+
+
 def _lay_row(rows: dict[int, dict[str, Any]], row: object) -> None:
     """Add the row of an epoch: it takes the place of that epoch and of all later ones; a damaged row is passed over."""
     epoch = row.get("epoch") if isinstance(row, dict) else None
@@ -187,14 +225,9 @@ def announce(record: RunRecord, folder: Path) -> None:
         record: as it is known before training.
         folder: the run folder that the journal will be in.
     """
-    from IPython.core.getipython import get_ipython
-    from IPython.display import display
-
-    if get_ipython() is None:
-        return
-    record = record.model_copy(update={"run_folder": str(folder)})
-    shown = display({RECORD_MIME: record.to_payload(), "text/plain": summary_line(record)}, raw=True, display_id=True)
-    _announced[str(record.provenance.get("run_id"))] = shown
+    handle = _display(record.model_copy(update={"run_folder": str(from_home(folder))}))
+    if handle is not None:
+        _announced[str(record.provenance.get("run_id"))] = handle
 
 
 class RunJournal:
@@ -208,14 +241,14 @@ class RunJournal:
         show: whether to display the record in the running notebook.
 
     Raises:
-        InputError: another process trains in this folder, or it cannot be written.
+        InputError: another process trains in this folder, its run has ended, or it cannot be written.
     """
 
     def __init__(self, folder: Path, record: RunRecord, *, show: bool = True) -> None:
         self.folder = folder
         self.record = record
         self._show = show
-        self._display: Any = None
+        self._handle: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / LOCK)
@@ -228,7 +261,12 @@ class RunJournal:
             raise InputError(
                 f"run_folder: {str(folder)!r}: cannot be written ({error.strerror}); check permissions and disk space"
             ) from None
-        self.record.run_folder = str(folder)
+        try:
+            refuse_finished(folder)
+        except InputError:
+            self._lock.release()
+            raise
+        self.record.run_folder = str(from_home(folder))
 
     def __enter__(self) -> RunJournal:
         """Write the first event and show the record."""
@@ -254,6 +292,16 @@ class RunJournal:
                     self.publish()
         finally:
             self._lock.release()
+        if self._show and self.record.status == "interrupted":
+            print(self._how_to_continue())
+
+    def _how_to_continue(self) -> str:
+        """Where the checkpoint of a stopped run is, and what continues it; one line."""
+        checkpoint = self.folder / "checkpoints" / "last.pt"
+        where = f"the checkpoint is {from_home(checkpoint)}" if checkpoint.is_file() else "no checkpoint was saved yet"
+        if is_locked(self.folder / RUNNER_LOCK):
+            return f"stopped: {where}; the same command continues"
+        return f'stopped: {where}; to continue, run all cells with run_folder = "{from_home(self.folder)}"'
 
     def update(self, **fields: Any) -> None:
         """Set fields of the record, write them to the journal and show them.
@@ -291,19 +339,10 @@ class RunJournal:
         """Show the record in the notebook, or update what is shown; nothing outside a notebook."""
         if not self._show:
             return
-        from IPython.core.getipython import get_ipython
-        from IPython.display import display
-
-        if get_ipython() is None:
-            return
-        # text/plain goes with every update: without it HTML and LaTeX exports drop the output with a warning
-        data = {RECORD_MIME: self.record.to_payload(), "text/plain": self.summary_line()}
-        if self._display is None:
-            self._display = display(data, raw=True, display_id=True)
-            if (announced := _announced.pop(str(self.record.provenance.get("run_id")), None)) is not None:
-                announced.update({"text/plain": f"run folder: {self.folder}"}, raw=True)  # one record in a notebook
-        else:
-            self._display.update(data, raw=True)
+        first = self._handle is None
+        self._handle = _display(self.record, self._handle)
+        if first and (announced := _announced.pop(str(self.record.provenance.get("run_id")), None)) is not None:
+            announced.update({"text/plain": f"run folder: {self.record.run_folder}"}, raw=True)  # one record in a notebook
 
     def summary_line(self) -> str:
         """The record on one line; see `summary_line`."""

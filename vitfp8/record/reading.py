@@ -8,6 +8,7 @@ is interrupted. The run log beside the notebook says what the runner found (a ke
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitfp8.catalog import EXPERIMENTS, catalogue_order
+from vitfp8.home import at_home, study_home
 from vitfp8.params import InputError, assignments, why_no_text
 from vitfp8.record.journal import (
     JOURNAL,
@@ -192,7 +194,7 @@ def read_record(path: str | Path, *, lock_is_ours: bool = False) -> RunRecord:
     Raises:
         RecordError: one line that names the file, when there is no readable record.
     """
-    path = Path(path)
+    path = Path(path) if os.path.exists(path) else at_home(path)  # noqa: PTH110 (a name that is none exists nowhere)
     folder = path.with_suffix("")
     record: RunRecord | None = None
     problem: RecordError | None = None
@@ -283,8 +285,8 @@ def run_folders(notebook: Path, record: RunRecord) -> list[Path]:
     """Where the run folder of a record may be: beside its notebook, else where the record says too.
 
     A folder beside the notebook that holds a journal is the run's own: what the record names may be the original of a copy. And
-    a record from elsewhere is data: the place that it names is followed only below the notebook's folder or the working
-    directory, where a notebook that was executed without a runner has its run folder.
+    a record from elsewhere is data: the place that it names is followed only below the notebook's folder or the study's home,
+    where a notebook that was executed without a runner has its run folder.
 
     Args:
         notebook: the executed notebook.
@@ -293,7 +295,7 @@ def run_folders(notebook: Path, record: RunRecord) -> list[Path]:
     folders = [notebook.with_name(notebook.name.removesuffix(".ipynb"))]
     if record.run_folder and not (folders[0] / JOURNAL).is_file():
         try:
-            tops = [Path.cwd(), notebook.parent.resolve()]
+            tops = [study_home(), Path.cwd(), notebook.parent.resolve()]
             stated = dict.fromkeys((top / record.run_folder).resolve() for top in tops)  # seen from where it was executed
             folders += [place for place in stated if any(place.is_relative_to(top) for top in tops)]
         except (OSError, ValueError, RuntimeError):
@@ -313,7 +315,7 @@ def load_records(folder: str | Path) -> tuple[list[tuple[Path, RunRecord]], list
     Raises:
         InputError: there is no such folder.
     """
-    folder = Path(folder)
+    folder = Path(folder) if Path(folder).is_dir() else at_home(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder of runs; `vitfp8 runs` lists the studies")
     found: list[tuple[Path, RunRecord]] = []

@@ -12,12 +12,12 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from vitfp8.params import identity_digest
+from vitfp8.params import RunParams, identity_digest
 from vitfp8.quantize_params import parameters_of
 
 #: The MIME type under which a record stands in an executed notebook.
@@ -49,6 +49,30 @@ _Difference = Annotated[float | None, AfterValidator(_within(-1, 1))]
 _Amount = Annotated[float | None, AfterValidator(_within(0, math.inf))]
 _Count = Annotated[int | None, Field(ge=0, lt=2**63)]
 _Classes = list[Annotated[int, Field(ge=-(2**31), lt=2**31)]]
+
+
+def _is_real(annotation: Any) -> bool:
+    """Whether a type is ``float``, or ``float`` or None, under whatever annotations."""
+    return annotation is float or any(map(_is_real, get_args(annotation)))
+
+
+#: Parameters that are real numbers: a program that writes JSON as JavaScript does makes 1.0 a 1 of them.
+_REAL_PARAMETERS = frozenset(name for name, info in RunParams.model_fields.items() if _is_real(info.annotation))
+
+#: Figures of a quantisation's source that are real numbers.
+_REAL_SOURCE_FIGURES = frozenset(
+    ("test_acc", "test_loss", "val_acc", "val_loss", "recorded_test_acc", "recorded_predictions_repeated")
+)
+
+
+def _real(values: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """Values with whole numbers of these names as real ones, so that digests do not depend on who saved the notebook."""
+    return {
+        key: float(value)
+        if key in names and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
+        else value
+        for key, value in values.items()
+    }
 
 
 class _Part(BaseModel):
@@ -326,6 +350,18 @@ class RunRecord(_Part):
     quantization: list[QuantizationRow] = Field(default_factory=list)
     sensitivity: list[SensitivityRow] = Field(default_factory=list)
 
+    @field_validator("parameters")
+    @classmethod
+    def _real_parameters(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Real numbers stay real ones when JavaScript has saved the notebook."""
+        return _real(parameters, _REAL_PARAMETERS)
+
+    @field_validator("source")
+    @classmethod
+    def _real_source(cls, source: dict[str, Any]) -> dict[str, Any]:
+        """The same of the source's figures."""
+        return _real(source, _REAL_SOURCE_FIGURES)
+
     @field_validator("health")
     @classmethod
     def _health_in_columns(cls, health: dict[str, Any]) -> dict[str, Any]:
@@ -466,19 +502,77 @@ PAYLOAD_DIGEST = "payload_digest"
 _BULKY = ("history", "predictions", "health", "quantization", "sensitivity")
 
 
+#: How a payload digest begins that is over canonical numbers; one without a mark tells 1.0 from 1.
+_CANONICAL = "v2:"
+
+
 def digest_of(value: Any) -> str:
-    """SHA-256, hexadecimal, of a JSON-able value in canonical form (sorted keys, shortest round-trip floats)."""
+    """SHA-256, hexadecimal, of a JSON-able value in canonical form (sorted keys, shortest round-trip floats).
+
+    It tells 1.0 from 1: for values whose types are known. What another program may have saved goes through `payload_digest`.
+    """
     text = json.dumps(_json_safe(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # lone surrogates of a damaged text too
 
 
 def payload_digest(payload: dict[str, Any]) -> str:
-    """SHA-256, hexadecimal, of everything in a payload but its own digest: any number edited by hand changes it.
+    """SHA-256, hexadecimal after ``v2:``, of everything in a payload but its own digest: any number edited by hand changes it.
+
+    Numbers count, not their spelling: JupyterLab saves notebooks as JavaScript writes JSON, 1.0 as 1 and 1e22 as 1e+22.
 
     Args:
         payload: as a notebook carries it.
     """
-    return digest_of({key: value for key, value in payload.items() if key != PAYLOAD_DIGEST})
+    return _CANONICAL + digest_of(_canonical({key: value for key, value in payload.items() if key != PAYLOAD_DIGEST}))
+
+
+def agrees_with_digest(payload: dict[str, Any], copies: Iterable[RunRecord]) -> bool:
+    """Whether a payload is what its own digest says.
+
+    A digest without ``v2:`` is of an earlier version and tells 1.0 from 1; where the notebook was saved by JavaScript since, the
+    types of numbers are taken from a copy of the record.
+
+    Args:
+        payload: as a notebook carries it, with its digest.
+        copies: the record as it was read from the payload, or from the journal; only their types of numbers count.
+    """
+    stated = payload[PAYLOAD_DIGEST]
+    if isinstance(stated, str) and stated.startswith(_CANONICAL):
+        return bool(stated == payload_digest(payload))
+    content = {key: value for key, value in payload.items() if key != PAYLOAD_DIGEST}
+    return stated == digest_of(content) or any(
+        stated == digest_of(_typed_like(content, copy.to_payload(), "")) for copy in copies
+    )
+
+
+def _canonical(value: Any) -> Any:
+    """A JSON-able value with each number in the one form that Python and JavaScript agree on."""
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    try:
+        number = float(value)  # all that JavaScript knows
+    except OverflowError:
+        return value
+    return int(number) if number.is_integer() else number
+
+
+def _typed_like(value: Any, copy: Any, key: str) -> Any:
+    """A value whose whole numbers are real ones where they are so in a copy, or where a monitor's figure always is."""
+    if isinstance(value, dict):
+        there = copy if isinstance(copy, dict) else {}
+        return {name: _typed_like(item, there.get(name), f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list):
+        others = copy if isinstance(copy, list) and len(copy) == len(value) else [None] * len(value)
+        return [_typed_like(item, other, f"{key}[]") for item, other in zip(value, others, strict=True)]
+    if isinstance(value, int) and not isinstance(value, bool):
+        counted = key.endswith(("samples", "_bytes_max"))
+        if (isinstance(copy, float) and copy == value) or (key.startswith(".hardware.summary.") and not counted):
+            return float(value)
+    return value
 
 
 def compress(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitfp8.home import run_command
 from vitfp8.params import InputError
 from vitfp8.record.reading import RecordError, read_record, run_folders
 from vitfp8.record.schema import RunRecord
@@ -27,13 +28,14 @@ def source_command(
         variant: of the source.
         seed: of the source.
         study: name of the study, None where it is not known.
-        preset: the preset, None where none is used or known.
+        preset: the preset; empty where none is used, None where it is not known.
     """
-    words = ["vitfp8 run", experiment]
-    if preset is not None:
-        words.append(f"--preset {preset}")
-    if study is not None and study != (preset or "paper"):
-        words.append(f"--study {study}")
+    if preset is None:
+        words = [run_command(study, experiment) if study else f"vitfp8 run {experiment} --preset PRESET"]
+    else:
+        words = ["vitfp8 run", experiment]
+        words += [f"--preset {preset}"] if preset else []
+        words += [f"--study {study}"] if study is not None and study != (preset or "paper") else []
     if variant:
         words.append(f"-p variant {variant}")
     if seed:

@@ -19,7 +19,7 @@ from typing import Any
 from vitfp8.catalog import DATASETS
 from vitfp8.params import InputError, RunParams, field_notes
 from vitfp8.record import RunRecord, compare_code, load_records, processor_and_cores, record_from_journal
-from vitfp8.workflow.locate import EXECUTED
+from vitfp8.workflow.locate import executed_folder
 from vitfp8.workflow.plan import PlannedRun
 
 #: Bytes of a lab record with its figures, of its journal and of the attempts before it, generously.
@@ -116,17 +116,17 @@ class TimeEstimates:
     """Times of planned runs, from the records of all studies at hand, else measured.
 
     Args:
-        folder: holds the studies.
+        folder: holds the studies; None: ``executed/`` at the study's home.
         measure: whether a few steps may be run where no record tells.
     """
 
-    def __init__(self, folder: Path = EXECUTED, *, measure: bool = True) -> None:
+    def __init__(self, folder: Path | None = None, *, measure: bool = True) -> None:
         self._measure = measure
         self._measured: dict[tuple[object, ...], tuple[float | None, str]] = {}
         here = processor_and_cores()
         self._records = [
             record
-            for record in _completed(folder)
+            for record in _completed(folder or executed_folder())
             if (record.provenance.get("processor"), record.provenance.get("cores")) == here
         ]
 

@@ -1,25 +1,22 @@
-"""Where notebooks and parameter files are: in the working directory, in the checkout, or where they were installed."""
+"""Where notebooks, parameter files and results are: at the study's home, in the checkout, or where they were installed."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
+from vitfp8.home import at_home, places
 from vitfp8.params import InputError, suggest
 
-PACKAGE = Path(__file__).resolve().parent.parent
 
-#: Where executed notebooks go, seen from the working directory.
-EXECUTED = Path("executed")
-
-#: Where reports go, seen from the working directory.
-REPORT = Path("report")
+def executed_folder() -> Path:
+    """Where executed notebooks go: ``executed/`` at the study's home; see `vitfp8.home`."""
+    return at_home("executed")
 
 
-def places() -> list[Path]:
-    """Folders that may hold ``notebooks/`` and ``params/``, nearest first."""
-    return [Path.cwd(), PACKAGE.parent, Path(sys.prefix) / "share" / "vitfp8"]
+def report_folder() -> Path:
+    """Where reports go: ``report/`` at the study's home."""
+    return at_home("report")
 
 
 def find_file(name: str, *, what: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitfp8.catalog import EXPERIMENTS
+from vitfp8.home import at_home, from_home
 from vitfp8.params import InputError, Layer, RunParams, identity_of, parse_assignment, read_layer, suggest, validate, why_no_text
 from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
 from vitfp8.record import (
@@ -24,7 +25,7 @@ from vitfp8.record import (
     source_command,
 )
 from vitfp8.workflow.files import check_writable
-from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file, template
+from vitfp8.workflow.locate import executed_folder, parameter_file, preset_file, template
 from vitfp8.workflow.study import Study, check_experiments, check_study_name
 
 
@@ -63,7 +64,7 @@ class PlannedRun:
         if not isinstance(self.params, QuantizeParams):
             return None
         if self.params.source_run:
-            return Path(self.params.source_run)
+            return at_home(self.params.source_run)
         return self.output.with_name(f"{self.params.source_name}.ipynb")
 
     def decided_again(self) -> PlannedRun:
@@ -156,7 +157,7 @@ def plan_batch(
             seeds = (-1,)  # the seed that -p states
     elif any(key == "seed" for key, _ in assignments):
         raise InputError("-p seed: contradicts --seeds; give one of them")
-    folder = EXECUTED / study_name
+    folder = executed_folder() / study_name
     check_writable(folder)
     planned: list[PlannedRun] = []
     for seed in seeds:
@@ -170,7 +171,7 @@ def plan_batch(
                     f"{layers[0].source}: experiment: {params.experiment!r}: the file is named {name}; make them agree"
                 )
             output = folder / f"{params.run_name}.ipynb"
-            params = params.model_copy(update={"run_folder": str(output.with_suffix(""))})
+            params = params.model_copy(update={"run_folder": str(from_home(output.with_suffix("")))})
             action, why = decide(output, params, force)
             if action not in ("keep", "busy"):
                 for place in (output.with_suffix(""), output.with_suffix("") / "checkpoints"):
@@ -210,7 +211,7 @@ def _with_source(
     source = run.source
     assert source is not None
     command = source_command(
-        params.source_experiment, variant=params.source_variant, seed=params.seed, study=study_name, preset=preset
+        params.source_experiment, variant=params.source_variant, seed=params.seed, study=study_name, preset=preset or ""
     )
     before = next((other for other in planned if other.output == source), None)
     executes = before is not None and before.action != "keep"

@@ -22,7 +22,7 @@ from vitfp8.quantize_params import QuantizeParams, parameters_of
 from vitfp8.record import backup_state, git_state, read_record
 from vitfp8.workflow.estimates import PROCESS_BYTES, disk_bytes, memory_bytes
 from vitfp8.workflow.files import size_words
-from vitfp8.workflow.locate import EXECUTED, parameter_file, preset_file
+from vitfp8.workflow.locate import executed_folder, parameter_file, preset_file
 from vitfp8.workflow.plan import PlannedRun, layers_for
 from vitfp8.workflow.study import Study, parse_study
 
@@ -114,13 +114,14 @@ def _check_source(params: QuantizeParams, planned: bool) -> None:
 # ---------------------------------------------------------------------------------------------------------- the machine
 
 
-def examine_machine(runs: Sequence[RunParams], folder: Path = EXECUTED) -> list[Finding]:
+def examine_machine(runs: Sequence[RunParams], folder: Path | None = None) -> list[Finding]:
     """What is so of this machine for runs that would start: disk, memory, power, heat, code, arithmetic. Writes nothing.
 
     Args:
         runs: parameters of the trainings that would start, one entry a run.
-        folder: where lab records and checkpoints go; it need not exist.
+        folder: where lab records and checkpoints go; it need not exist. None: ``executed/`` at the study's home.
     """
+    folder = folder or executed_folder()
     findings = [_disk(runs, folder)]
     if runs:
         findings += [_memory(runs), *_shared_memory(runs), *_arithmetic(runs)]

@@ -21,7 +21,7 @@ from filelock import FileLock
 from vitfp8.params import InputError, suggest
 from vitfp8.record import RunRecord, is_live, is_locked, load_records, now
 from vitfp8.workflow.files import write_whole
-from vitfp8.workflow.locate import EXECUTED
+from vitfp8.workflow.locate import executed_folder
 from vitfp8.workflow.runner import Batch
 from vitfp8.workflow.study import check_study_name
 
@@ -143,14 +143,15 @@ def latest_study(name: str | None) -> Path:
     Raises:
         InputError: there is no such study, or none at all.
     """
-    there = [path for path in EXECUTED.glob("*") if path.is_dir()] if EXECUTED.is_dir() else []
+    executed = executed_folder()
+    there = [path for path in executed.glob("*") if path.is_dir()] if executed.is_dir() else []
     if name is not None:
-        if not (EXECUTED / check_study_name(name)).is_dir():
+        if not (executed / check_study_name(name)).is_dir():
             known = suggest(name, sorted(path.name for path in there)) if there else "there are none yet"
-            raise InputError(f"study: {name!r}: there is no {EXECUTED / name}; {known}")
-        return EXECUTED / name
+            raise InputError(f"study: {name!r}: there is no {executed / name}; {known}")
+        return executed / name
     if not there:
-        raise InputError(f"study: there is nothing in {EXECUTED} yet; `vitfp8 run --preset digits` is a start")
+        raise InputError(f"study: there is nothing in {executed} yet; `vitfp8 run --preset digits` is a start")
     return max(there, key=_changed)
 
 

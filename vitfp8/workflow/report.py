@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitfp8.home import from_home, run_command
 from vitfp8.params import InputError, suggest
 from vitfp8.workflow.files import check_writable, write_whole
-from vitfp8.workflow.locate import EXECUTED, REPORT, find_file
+from vitfp8.workflow.locate import executed_folder, find_file, report_folder
 from vitfp8.workflow.locate import template as find_template
 from vitfp8.workflow.study import check_study_name, load_study
 
@@ -80,8 +81,8 @@ def make_report(
     *,
     template: Path | None = None,
     formats: Sequence[str] = tuple(FORMATS),
-    executed: Path = EXECUTED,
-    report: Path = REPORT,
+    executed: Path | None = None,
+    report: Path | None = None,
     citation: Path | None = None,
     engine: str | None = None,
 ) -> dict[str, Path]:
@@ -91,8 +92,8 @@ def make_report(
         study: its name.
         template: the analysis notebook; by default the project's.
         formats: of ``html``, ``latex``, ``pdf``; none at all executes the analysis only.
-        executed: the folder of the studies' executed notebooks.
-        report: the folder of the reports.
+        executed: the folder of the studies' executed notebooks; None: ``executed/`` at the study's home.
+        report: the folder of the reports; None: ``report/`` there.
         citation: the citation file, as for :func:`export_report`.
         engine: what makes the PDF, as for :func:`export_report`.
 
@@ -103,7 +104,7 @@ def make_report(
         InputError: as for :func:`export_report`; or there is no such study, or the analysis failed.
     """
     formats = _checked_formats(formats)
-    folder = _study_folder(study, executed)
+    folder = _study_folder(study, executed or executed_folder())
     template = template or find_template(ANALYSIS)
     # What would stop the export stops it before the analysis, which takes the time.
     if formats:
@@ -115,7 +116,7 @@ def make_report(
         from vitfp8.workflow.export.pdf import choose_engine
 
         choose_engine(engine or os.environ.get(ENGINE_VARIABLE) or "auto")
-    out_folder = report / study
+    out_folder = (report or report_folder()) / study
     for place in (folder, out_folder):
         check_writable(place)
     notebook = execute_analysis(template, folder, out_folder)
@@ -148,7 +149,7 @@ def execute_analysis(template: Path, study_folder: Path, report_folder: Path) ->
         report_folder.mkdir(parents=True, exist_ok=True)
         result = Path(aside) / ANALYSIS
         study = load_study(study_folder.name)
-        parameters = {"study_folder": str(study_folder), "report_folder": str(report_folder)}
+        parameters = {"study_folder": str(from_home(study_folder)), "report_folder": str(from_home(report_folder))}
         parameters |= {"question": study.question} if study and study.question else {}
         execution = execute(template, result, parameters)
         if execution.signal is not None:
@@ -180,9 +181,9 @@ def _study_folder(study: str, executed: Path) -> Path:
     if not folder.is_dir():
         known = sorted(path.name for path in executed.iterdir() if path.is_dir()) if executed.is_dir() else []
         hint = suggest(study, known) if known else "there are none yet"
-        raise InputError(f"{folder}: no such study; {hint} (vitfp8 run --study {study} makes it)")
+        raise InputError(f"{folder}: no such study; {hint} (`{run_command(study)}` makes it)")
     if not any(path.name != ANALYSIS for path in folder.glob("*.ipynb")):
-        raise InputError(f"{folder}: holds no executed notebook; vitfp8 run --study {study} makes them")
+        raise InputError(f"{folder}: holds no executed notebook; `{run_command(study)}` makes them")
     return folder
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitfp8.home import at_home
 from vitfp8.params import InputError
 from vitfp8.record import RecordError, RunRecord, code_digest_rule, incomparable_code, read_record
 from vitfp8.workflow.execution import Signals, execute
@@ -93,7 +94,7 @@ def _rerun_in(
     parameters: dict[str, Any] = {**record.parameters, "run_folder": str(output.with_suffix(""))}
     if record.kind == "quantization":  # its source is found beside the lab record, not in the folder aside
         beside = path.with_name(f"{record.source.get('run')}.ipynb")
-        parameters["source_run"] = str(beside if beside.is_file() else Path(str(record.source.get("path"))))
+        parameters["source_run"] = str(beside.absolute() if beside.is_file() else at_home(str(record.source.get("path"))))
     ended = execute(path, output, parameters, signals=signals, while_waiting=while_waiting)
     if ended.signal is not None:
         return Repeat([], ended.signal)

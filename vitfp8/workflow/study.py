@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from vitfp8.catalog import EXPERIMENTS
+from vitfp8.home import places
 from vitfp8.params import InputError, Layer, _Float, _shown, _Text, _whole_number, read_layer, suggest
-from vitfp8.workflow.locate import places
 
 #: The study that `vitfp8 run` executes when neither study nor preset is named.
 DEFAULT_STUDY = "paper"

@@ -6,7 +6,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
-from vitfp8.workflow.plan import RUNNER_LOCK
+from vitfp8.record import RUNNER_LOCK
 
 #: Folder inside a study's for what was replaced.
 SUPERSEDED = "superseded"

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.catalog import EXPERIMENTS
+from vitfp8.home import at_home
 from vitfp8.params import InputError, Layer, suggest, validate, why_no_text
 from vitfp8.quantize_params import parameters_of
 from vitfp8.record import (
     JOURNAL,
     RecordError,
     RunRecord,
+    agrees_with_digest,
     code_digest,
     compare_code,
     incomparable_code,
@@ -31,7 +33,7 @@ from vitfp8.record import (
 )
 from vitfp8.record.reading import read_payload
 from vitfp8.record.schema import PAYLOAD_DIGEST
-from vitfp8.workflow.locate import EXECUTED, preset_file, template
+from vitfp8.workflow.locate import executed_folder, preset_file, template
 from vitfp8.workflow.plan import layers_for
 from vitfp8.workflow.study import load_study
 from vitfp8.workflow.verify_figures import contradiction, differences, shown, wrong_digests, wrong_figures
@@ -82,13 +84,13 @@ class _Run:
         return self.record.status in ("completed", "diverged")
 
 
-def find_notebooks(study: str | None = None, runs: Sequence[str] = (), *, executed: Path = EXECUTED) -> list[Path]:
+def find_notebooks(study: str | None = None, runs: Sequence[str] = (), *, executed: Path | None = None) -> list[Path]:
     """The lab records to verify.
 
     Args:
         study: name of a study, or the path of one notebook; None: every study.
         runs: names of runs of that study; none: all of them.
-        executed: the folder of the studies.
+        executed: the folder of the studies; None: ``executed/`` at the study's home.
 
     Raises:
         InputError: there is no such study or run.
@@ -97,6 +99,7 @@ def find_notebooks(study: str | None = None, runs: Sequence[str] = (), *, execut
         if not Path(study).is_file():
             raise InputError(f"{study}: there is no such notebook; `vitfp8 runs` lists what there is")
         return [Path(study), *(Path(study).with_name(f"{run}.ipynb") for run in runs)]
+    executed = executed or executed_folder()
     there = sorted(path.name for path in executed.glob("*") if path.is_dir())
     if study is not None and study not in there:
         raise InputError(f"study: {study!r}: there is no {executed / study}; {suggest(study, there) if there else 'none yet'}")
@@ -189,7 +192,8 @@ def _payload(run: _Run) -> Iterator[Found]:
     """The digest of the whole payload."""
     if PAYLOAD_DIGEST not in run.payload:
         yield "note", "carries no digest of itself: an earlier version made it"
-    elif run.payload[PAYLOAD_DIGEST] != (found := payload_digest(run.payload)):
+    elif not agrees_with_digest(run.payload, [run.record, *([run.own_journal] if run.own_journal else [])]):
+        found = payload_digest(run.payload)
         yield "FAILED", contradiction(PAYLOAD_DIGEST, run.payload[PAYLOAD_DIGEST], found, "the record: it was edited")
 
 
@@ -368,7 +372,7 @@ def _source(run: _Run) -> Iterator[Found]:
             yield "FAILED", f"{file}: its SHA-256 is {shown(sha256_of(file))}, in the record {shown(row.export.get('sha256'))}"
     if not source:
         return
-    places = [run.path.with_name(f"{source.get('run')}.ipynb"), Path(str(source.get("path")))]
+    places = [run.path.with_name(f"{source.get('run')}.ipynb"), at_home(str(source.get("path")))]
     place = next((path for path in places if path.is_file()), None)
     if place is None:
         yield "note", f"{places[0]}, its source, is not here"

@@ -1,4 +1,4 @@
-"""nbconvert's part: which cells a report leaves out, which templates it uses, and the filters that those call."""
+"""nbconvert's part: our exporters, which cells they leave out, their templates, and the filters that those call."""
 
 from __future__ import annotations
 
@@ -29,33 +29,6 @@ REMOVED_INPUTS = frozenset({"remove-input"})
 REMOVED_OUTPUTS = frozenset({"remove-output"})
 #: Where the font lies that matplotlib brings.
 _FONTS = ("mpl-data", "fonts", "ttf")
-
-
-def nbconvert_config(*, code: bool) -> Config:
-    """The configuration of nbconvert's exporters.
-
-    Args:
-        code: show the code of cells that are not tagged ``remove-input``.
-    """
-    config = Config()
-    config.TemplateExporter.exclude_input = not code
-    config.TemplateExporter.exclude_input_prompt = True
-    config.TemplateExporter.exclude_output_prompt = True
-    config.TagRemovePreprocessor.enabled = True
-    config.TagRemovePreprocessor.remove_cell_tags = set(REMOVED_CELLS)
-    config.TagRemovePreprocessor.remove_input_tags = set(REMOVED_INPUTS)
-    config.TagRemovePreprocessor.remove_all_outputs_tags = set(REMOVED_OUTPUTS)
-    for exporter in ("HTMLExporter", "LatexExporter"):
-        config[exporter].template_name = TEMPLATE_NAME
-        config[exporter].extra_template_basedirs = [str(TEMPLATES)]
-        config[exporter].filters = dict(FILTERS)
-    # Pictures are taken from the outputs when they are written, and none of them needs another program.
-    for exporter in ("LatexExporter", "PDFExporter", "TypstExporter"):
-        for preprocessor in ("ExtractOutputPreprocessor", "SVG2PDFPreprocessor"):
-            config[exporter][preprocessor].enabled = False
-    # Their templates are their own; without this they would inherit the page's.
-    config.SlidesExporter.template_name = "reveal"
-    return config
 
 
 def fonts_folder() -> Path | None:
@@ -157,8 +130,48 @@ def report_typst(notebook: Mapping[str, Any], resources: dict[str, Any]) -> dict
 FILTERS = {"report_html": report_html, "report_latex": report_latex, "report_typst": report_typst}
 
 
-class TypstExporter(TemplateExporter):
-    """nbconvert's way to Typst."""
+class _Report(TemplateExporter):
+    """What our exporters share. They have names of their own: nbconvert's exporters stay as they are without us."""
+
+    @property
+    def default_config(self) -> Config:
+        """Cells left out by their tags, prompts left out, our templates; whoever calls may lay other settings over it."""
+        tags = {
+            "enabled": True,
+            "remove_cell_tags": set(REMOVED_CELLS),
+            "remove_input_tags": set(REMOVED_INPUTS),
+            "remove_all_outputs_tags": set(REMOVED_OUTPUTS),
+        }
+        own = {
+            "template_name": TEMPLATE_NAME,
+            "extra_template_basedirs": [str(TEMPLATES)],
+            "filters": dict(FILTERS),
+            "exclude_input_prompt": True,
+            "exclude_output_prompt": True,
+        }
+        config = Config({type(self).__name__: own, "TagRemovePreprocessor": tags})
+        # pictures are taken from the outputs when they are written, and none of them needs another program
+        config.ExtractOutputPreprocessor.enabled = False
+        config.SVG2PDFPreprocessor.enabled = False
+        inherited: Config = super().default_config
+        inherited.merge(config)
+        return inherited
+
+
+class HtmlReport(_Report, HTMLExporter):
+    """``jupyter nbconvert --to vitfp8-html``: the page of a report, its code shown where no tag hides it."""
+
+    export_from_notebook = "HTML report (vitfp8)"
+
+
+class LatexReport(_Report, LatexExporter):
+    """``jupyter nbconvert --to vitfp8-latex``: the LaTeX of a report."""
+
+    export_from_notebook = "LaTeX report (vitfp8)"
+
+
+class TypstReport(_Report):
+    """The Typst of a report, of which `vitfp8.workflow.export.pdf` makes the PDF."""
 
     output_mimetype = "text/x-typst"
 
@@ -171,7 +184,7 @@ class TypstExporter(TemplateExporter):
         return ".typ.j2"
 
 
-_EXPORTERS: dict[str, type[TemplateExporter]] = {"html": HTMLExporter, "latex": LatexExporter, "typst": TypstExporter}
+_EXPORTERS: dict[str, type[_Report]] = {"html": HtmlReport, "latex": LatexReport, "typst": TypstReport}
 
 
 def convert(notebook: Mapping[str, Any], target: str, citation: Citation, folder: Path) -> tuple[str, dict[str, bytes]]:
@@ -189,12 +202,7 @@ def convert(notebook: Mapping[str, Any], target: str, citation: Citation, folder
     Raises:
         InputError: the notebook holds what cannot be exported; one line.
     """
-    kind = _EXPORTERS[target]
-    config = nbconvert_config(code=False)
-    config[kind.__name__].template_name = TEMPLATE_NAME
-    config[kind.__name__].extra_template_basedirs = [str(TEMPLATES)]
-    config[kind.__name__].filters = dict(FILTERS)
-    exporter = kind(config=config)
+    exporter = _EXPORTERS[target](config=Config({"TemplateExporter": {"exclude_input": True}}))
     about = {"name": "report", "path": str(folder)}
     resources = {"vitfp8_citation": citation, "metadata": about, "output_files_dir": "report_files"}
     try:

@@ -16,7 +16,7 @@ from vitfp8.workflow.importing.names import parse_renaming
 from vitfp8.workflow.importing.records import Imports, find_runs
 from vitfp8.workflow.importing.source import experiment_folders, read_tree, shown
 from vitfp8.workflow.importing.store import PlannedImport, locked, plan_import, write_import, write_others
-from vitfp8.workflow.locate import EXECUTED
+from vitfp8.workflow.locate import executed_folder
 from vitfp8.workflow.study import check_study_name
 
 __all__ = ["ImportResult", "import_results"]
@@ -72,7 +72,7 @@ def import_results(
     imports = find_runs(tree, said)
     if not imports.runs:
         raise InputError(_nothing(imports, Path(source)))
-    folder = EXECUTED / study
+    folder = executed_folder() / study
     result = ImportResult(folder, imports, plan_import(imports, folder, force=force))
     if dry_run:
         return result
