@@ -478,6 +478,8 @@ def deciding_parameters(record: RunRecord) -> dict[str, Any]:
     }
     if record.data.get("digest"):
         found["data_digest"] = str(record.data["digest"])[:12]
+    if record.weights_digest:
+        found["pretrained_sha256"] = record.weights_digest[:12]
     return found
 
 

@@ -18,7 +18,7 @@ import psutil
 PACKAGE = Path(__file__).resolve().parent.parent
 
 #: The modules that decide a run's numbers. A changed plot makes no run stale.
-DECIDING_MODULES = ("data", "model.py", "precision", "trainer.py", "experiment.py")
+DECIDING_MODULES = ("data", "model.py", "pretrained.py", "precision", "trainer.py", "experiment.py")
 
 #: Packages whose versions enter a record.
 _PACKAGES = ("vitfp8", "torch", "torchvision", "timm", "numpy", "papermill", "nbclient", "ipykernel", "scikit-learn", "torchao")

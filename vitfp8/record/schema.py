@@ -350,6 +350,12 @@ class RunRecord(_Part):
         variant = f"~{self.variant}" if self.variant else ""
         return f"{self.experiment}{variant}" + (f"-s{self.seed}" if self.seed is not None else "-imported")
 
+    @property
+    def weights_digest(self) -> str | None:
+        """SHA-256 of the file of trained weights that the run started from; None for random weights, and in older records."""
+        pretrained = self.model.get("pretrained")
+        return pretrained.get("sha256") if isinstance(pretrained, dict) else None
+
     def deterministic_part(self) -> dict[str, Any]:
         """What a repeat with the same parameters on the same kind of machine reproduces bit by bit."""
         if self.kind == "quantization":
@@ -366,6 +372,7 @@ class RunRecord(_Part):
         return {
             "parameters": self.parameters_digest,
             "data": self.data.get("digest"),
+            **({"pretrained": self.weights_digest} if self.weights_digest else {}),
             "history": [{key: getattr(row, key) for key in DETERMINISTIC_COLUMNS} for row in self.history],
             "metrics": {
                 key: getattr(self.metrics, key)
