@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,7 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitfp8.catalog import DATASETS
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import InputError, RunParams, suggest
+from vitfp8.pretrained import check_reachable, fetch_weights, find_weights, loading
 
 #: Parameter → timm's keyword; None in the parameter leaves the model as its name says.
 _OVERRIDES: Mapping[str, str] = {
@@ -52,28 +52,21 @@ def create_model(params: RunParams, classes: int) -> VisionTransformer:
         "in_chans": channels_of(params),
         **overrides,
     }
-    if params.model not in timm.list_models():
-        vits = timm.list_models("vit_*") + timm.list_models("deit*")
-        near = difflib.get_close_matches(params.model, vits, n=1)
-        way_out = f"did you mean {near[0]}?" if near else "`timm.list_models('vit_*')` lists them"
-        raise InputError(f"model: {params.model!r}: timm {timm.__version__} has no such model; {way_out}")
-    if params.pretrained:
-        options["pretrained"] = True
-        if params.pretrained_file is not None:
-            if not Path(params.pretrained_file).is_file():
-                raise InputError(f"pretrained_file: {params.pretrained_file!r}: there is no such file")
-            options["pretrained_cfg_overlay"] = {"file": params.pretrained_file}
+    _check_name(params.model)
+    taken: dict[str, Any] | None = None
     try:
-        model = timm.create_model(params.model, **options)
+        if params.pretrained:
+            source = find_weights(params.model, params.pretrained_file)
+            with loading(source, fetch_weights(source)) as taken:
+                model = timm.create_model(params.model, pretrained=True, **options)
+        else:
+            model = timm.create_model(params.model, **options)
+    except InputError:
+        raise
     except TypeError as error:
         raise InputError(f"model: {params.model!r}: is no Vision Transformer that takes these sizes ({error})") from None
     except (AssertionError, ValueError, RuntimeError, OSError) as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        if params.pretrained:
-            raise InputError(
-                f"pretrained: true: the weights of {params.model} cannot be had ({why}); "
-                "give a local file with pretrained_file, or set pretrained: false"
-            ) from None
         raise InputError(f"model: {params.model!r}: cannot be built with these sizes ({why})") from None
     if not isinstance(model, VisionTransformer):
         raise InputError(f"model: {params.model!r}: is no Vision Transformer; `timm.list_models('vit_*')` lists them")
@@ -81,7 +74,22 @@ def create_model(params: RunParams, classes: int) -> VisionTransformer:
     if params.image_size % patch:
         fitting = params.image_size // patch * patch or patch
         raise InputError(f"image_size: {params.image_size}: is not divisible by the patch size {patch}; try {fitting}")
+    model.taken_weights = taken
     return model
+
+
+def _check_name(model: str) -> None:
+    """Refuse a name, or a tag of trained weights after it, that timm does not know."""
+    name, _, tag = model.partition(".")
+    if name not in timm.list_models():
+        vits = timm.list_models("vit_*") + timm.list_models("deit*")
+        near = difflib.get_close_matches(name, vits, n=1)
+        way_out = f"did you mean {near[0]}?" if near else "`timm.list_models('vit_*')` lists them"
+        raise InputError(f"model: {model!r}: timm {timm.__version__} has no such model; {way_out}")
+    tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", include_tags=True)]
+    if "." in model and tag not in tags:
+        there = suggest(tag, tags) if tags else f"it has none; take model: {name}"
+        raise InputError(f"model: {model!r}: timm {timm.__version__} has no weights {tag!r} of {name}; {there}")
 
 
 def tokens_of(model: VisionTransformer) -> int:
@@ -119,8 +127,10 @@ def model_facts(model: VisionTransformer, name: str) -> dict[str, Any]:
         name: timm's name of it.
 
     Returns:
-        name, parameters (number), flops_per_image (forward), tokens, depth, embed_dim, num_heads, patch_size, …
+        name, parameters (number), flops_per_image (forward), tokens, depth, embed_dim, num_heads, patch_size, …; of a model that
+        starts from trained weights ``pretrained``: file, sha256, tag, and how many tensors came from there.
     """
+    taken = getattr(model, "taken_weights", None)
     return {
         "name": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -133,6 +143,7 @@ def model_facts(model: VisionTransformer, name: str) -> dict[str, Any]:
         "image_size": int(model.patch_embed.img_size[0]),
         "in_channels": int(model.patch_embed.proj.in_channels),
         "classes": int(model.num_classes),
+        **({"pretrained": taken} if taken else {}),
     }
 
 
@@ -167,8 +178,20 @@ def describe_model(params: RunParams, classes: int) -> dict[str, Any]:
     return model_facts(model, params.model)
 
 
+def started_from(model: nn.Module) -> str | None:
+    """SHA-256 of the file of trained weights that a model started from; None for random weights.
+
+    Args:
+        model: from `create_model`.
+    """
+    taken: Mapping[str, Any] | None = getattr(model, "taken_weights", None)
+    return str(taken["sha256"]) if taken else None
+
+
 def check_model(params: RunParams, classes: int) -> None:
-    """Refuse a model that cannot be built, without allocating its weights.
+    """Refuse a model that cannot be built, or whose trained weights cannot be had or do not fit, without allocating it.
+
+    Weights that are not on this machine are asked for by the header of their file; they are downloaded when the run starts.
 
     Args:
         params: model and sizes.
@@ -178,5 +201,14 @@ def check_model(params: RunParams, classes: int) -> None:
         InputError: see `create_model`.
     """
     describe_model(params, classes)
-    if params.pretrained_file is not None and not Path(params.pretrained_file).is_file():
-        raise InputError(f"pretrained_file: {params.pretrained_file!r}: there is no such file")
+    if "." in params.model and not params.pretrained:
+        name, _, tag = params.model.partition(".")
+        raise InputError(
+            f"model: {params.model!r}: names trained weights, but pretrained is false; set it to true, or drop .{tag}"
+        )
+    if params.pretrained:
+        source = find_weights(params.model, params.pretrained_file)
+        check_reachable(source)
+        if source.path is not None:
+            with torch.device("meta"):
+                create_model(params, classes)

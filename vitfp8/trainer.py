@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
 from vitfp8.data import ImageData, TrainBatches, eval_batches
-from vitfp8.model import decay_groups
+from vitfp8.model import decay_groups, started_from
 from vitfp8.params import InputError, RunParams
 from vitfp8.precision import PreparedPrecision
 
@@ -378,6 +378,7 @@ class ViTTrainer:
         state = {
             "parameters": self.params.digest,
             "data": self.data.digest,
+            "pretrained": started_from(self.model),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision.state_dict(),
@@ -432,6 +433,11 @@ class ViTTrainer:
             raise CheckpointError(
                 f"{path}: was trained on another {self.data.label} than is there now (their digests differ); "
                 "restore those files, or give another run_folder"
+            )
+        if state.get("pretrained", started_from(self.model)) != started_from(self.model):
+            raise CheckpointError(
+                f"{path}: its training started from other pretrained weights than are there now (their digests differ); "
+                "restore that file, or give another run_folder"
             )
         try:
             self._load_state(state)

@@ -486,6 +486,8 @@ def deciding_parameters(record: RunRecord) -> dict[str, Any]:
     found.pop("seed", None)
     if record.data.get("digest"):
         found["data_digest"] = str(record.data["digest"])[:12]
+    if record.weights_digest:
+        found["pretrained_sha256"] = record.weights_digest[:12]
     return found
 
 

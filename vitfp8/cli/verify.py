@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("study", required=False)
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option("--rerun", "again", is_flag=True, help="Execute the runs again, aside, and compare; the study is only read.")
-@click.option("--data", is_flag=True, help="Compare today's data sets with those that the records saw.")
+@click.option("--data", is_flag=True, help="Compare today's data sets and pretrained weights with those that the records saw.")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON.")
 def verify(study: str | None, runs: tuple[str, ...], again: bool, data: bool, as_json: bool) -> None:
     """Verify that records, notebooks, parameters, journals, checkpoints and digests agree.

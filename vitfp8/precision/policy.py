@@ -17,8 +17,9 @@ from vitfp8.catalog import PRECISIONS as PRECISION_NAMES
 from vitfp8.params import InputError
 from vitfp8.precision.fp8_linear import BASE_FORMATS, FP8Linear, native_support
 from vitfp8.precision.health import HealthSampler
-from vitfp8.precision.layers import Arithmetic, PreciseAttention, replace_layers
+from vitfp8.precision.layers import Arithmetic, replace_layers
 from vitfp8.precision.recipes import Recipe, recipe_named
+from vitfp8.precision.rows import layer_rows, products_of
 from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, convert_with_torchao, torchao_version
 
 #: Below this loss scale FP16 training has collapsed: gradients overflow although they are not scaled up at all.
@@ -279,33 +280,6 @@ class PreparedPrecision:
         self.health.load_state_dict(state["health"])
 
 
-def _layer_rows(model: nn.Module, format: str, *, base: str | None = None) -> list[dict[str, Any]]:
-    """One row for each layer that multiplies or normalises: name, type, format, converted, reason.
-
-    Args:
-        model: the converted model.
-        format: what was asked for.
-        base: the base precision's format where `format` is FP8: what the other layers follow.
-    """
-    rows = []
-    for name, module in model.named_modules():
-        reason: str | None = None
-        if isinstance(getattr(module, "recipe", None), Recipe):
-            kind, has = "Linear", format
-        elif isinstance(module, PreciseAttention):
-            kind, has, reason = "attention products", base or format, "attention products stay in high precision"
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            kind, has = ("Linear", base or format) if isinstance(module, nn.Linear) else ("Conv2d", base or format)
-            reason = f"the {'patch embedding' if kind == 'Conv2d' else 'classifier head'} stays in high precision"
-        elif isinstance(module, nn.LayerNorm):
-            kind, has, reason = "LayerNorm", "fp32", "norms stay in FP32, as under CUDA autocast"
-        else:
-            continue
-        converted = has == format
-        rows.append({"name": name, "type": kind, "format": has, "converted": converted, "reason": None if converted else reason})
-    return rows
-
-
 def _fp8_candidates(model: nn.Module) -> dict[str, nn.Linear]:
     """The layers that FP8 converts: the linear layers of the blocks. Embedding and head stay in high precision, as published."""
     return {name: module for name, module in model.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")}
@@ -371,6 +345,7 @@ def prepare(
         on_grid=base_emulated,
         low_results=base.low_results,
     )
+    products = products_of(model, arithmetic)
     product_dtype = str(arithmetic.dtype).removeprefix("torch.")
     if row.scaled:
         recipe = recipe_named(fp8_recipe)
@@ -384,7 +359,7 @@ def prepare(
         "evaluation": f"{row.format}, as in training",
         "loss_scaling": "dynamic" if row.loss_scaling else None,
         "switches": switches,
-        "layers": _layer_rows(model, row.format, base=base.format if row.scaled else None),
+        "layers": layer_rows(model, row.format, arithmetic, products),
     }
     scaler = None
     if row.loss_scaling:

@@ -47,6 +47,7 @@ _TRAINING = (
     "precision/quantizer.py",
     "precision/recipes.py",
     "precision/torchao_layers.py",
+    "pretrained.py",
     "trainer.py",
 )
 

@@ -401,6 +401,12 @@ class RunRecord(_Part):
             return self.parameters_digest
         return identity_digest(parameters_of(self.experiment), self.parameters, 1)
 
+    @property
+    def weights_digest(self) -> str | None:
+        """SHA-256 of the file of trained weights that the run started from; None for random weights, and in older records."""
+        pretrained = self.model.get("pretrained")
+        return pretrained.get("sha256") if isinstance(pretrained, dict) else None
+
     def deterministic_part(self) -> dict[str, Any]:
         """What a repeat with the same parameters on the same kind of machine reproduces bit by bit."""
         if self.kind == "quantization":
@@ -417,6 +423,7 @@ class RunRecord(_Part):
         return {
             "parameters": self.first_rule_digest,
             "data": self.data.get("digest"),
+            **({"pretrained": self.weights_digest} if self.weights_digest else {}),
             "history": [{key: getattr(row, key) for key in DETERMINISTIC_COLUMNS} for row in self.history],
             "metrics": {
                 key: getattr(self.metrics, key)

@@ -51,7 +51,7 @@ class Finding:
 def check_plan(planned: Sequence[PlannedRun]) -> None:
     """Check every run that would start: model, device, precision, data. Loads torch; starts and writes nothing.
 
-    Of runs that are kept or continued it is checked that they were trained on the data that is there now.
+    Of runs that are kept or continued it is checked that data and pretrained weights are those that they began with.
 
     Args:
         planned: from `vitfp8.workflow.plan.plan_batch`.
@@ -65,6 +65,7 @@ def check_plan(planned: Sequence[PlannedRun]) -> None:
         params = run.params
         if run.action in ("keep", "continue") and isinstance(params, RunParams):
             _check_same_data(run, params, digests)
+            _check_same_weights(run, params)
         if run.action in ("keep", "busy"):
             continue
         if isinstance(params, QuantizeParams):
@@ -97,6 +98,22 @@ def _check_same_data(run: PlannedRun, params: RunParams, digests: dict[tuple[obj
         )
 
 
+def _check_same_weights(run: PlannedRun, params: RunParams) -> None:
+    """Refuse a finished or begun run that started from other pretrained weights; where none are at hand nothing can be told."""
+    recorded = read_record(run.output).weights_digest
+    if recorded is None:
+        return
+    from vitfp8.pretrained import weights_digest
+
+    today = weights_digest(params.model, params.pretrained_file)
+    if today is not None and today != recorded:
+        raise InputError(
+            f"{run.output}: started from other pretrained weights than {params.pretrained_file or params.model} is now (SHA-256 "
+            f"{recorded[:12]}, today {today[:12]}); restore that file, --force moves it aside and runs it anew, or give another "
+            "--study"
+        )
+
+
 def _check_on_machine(params: RunParams) -> None:
     """What only torch and timm know; imported here so that planning stays light."""
     from vitfp8.experiment import check_experiment
@@ -124,7 +141,7 @@ def examine_machine(runs: Sequence[RunParams], folder: Path | None = None) -> li
     folder = folder or executed_folder()
     findings = [_disk(runs, folder)]
     if runs:
-        findings += [_memory(runs), *_shared_memory(runs), *_arithmetic(runs)]
+        findings += [_memory(runs), *_shared_memory(runs), *_arithmetic(runs), *_weights(runs)]
     findings += [_power(), _heat(), _code(), *_backups(folder)]
     return findings
 
@@ -190,6 +207,18 @@ def _arithmetic(runs: Sequence[RunParams]) -> list[Finding]:
         words = f"{PRECISIONS[precision]} is {backend} on {device} ({reason}): {count} {'run' if count == 1 else 'runs'}"
         findings.append(Finding("ok" if backend == "native" else "note", "arithmetic", words))
     return findings
+
+
+def _weights(runs: Sequence[RunParams]) -> list[Finding]:
+    """Trained weights that the first run downloads."""
+    asked = {(params.model, params.pretrained_file) for params in runs if params.pretrained}
+    if not asked:
+        return []
+    from vitfp8.pretrained import find_weights
+
+    sources = [find_weights(model, file) for model, file in sorted(asked, key=str)]
+    missing = [source.hub or source.url for source in sources if source.path is None]
+    return [Finding("note", "weights", f"{place} is not on this machine: the first run downloads it") for place in missing]
 
 
 def _power() -> Finding:

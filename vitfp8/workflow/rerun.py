@@ -135,6 +135,8 @@ def why_not_promised(record: RunRecord, repeat: RunRecord) -> list[str]:
     ]
     if record.data.get("digest") != repeat.data.get("digest"):
         reasons.append(f"another data set ({shown(record.data.get('digest'))}, now {shown(repeat.data.get('digest'))})")
+    if record.weights_digest != repeat.weights_digest:
+        reasons.append(f"other pretrained weights ({shown(record.weights_digest)}, now {shown(repeat.weights_digest)})")
     return list(dict.fromkeys(reasons))
 
 

@@ -435,13 +435,20 @@ def sha256_of(path: Path) -> str:
 
 
 def _beside_each_other(records: Sequence[tuple[Path, RunRecord]]) -> Iterator[Check]:
-    """Copies of a run under another name, and runs of one study that saw different data."""
+    """Copies of a run under another name, and runs of one study that saw different data or started from different weights."""
     executions: dict[str, Path] = {}
+    weights: dict[tuple[Any, ...], tuple[Path, str]] = {}
     data: dict[tuple[Any, ...], tuple[Path, str]] = {}
     for path, record in records:
         run_id = record.provenance.get("run_id")
         if run_id is not None and (first := executions.setdefault(str(run_id), path)) != path:
             yield Check(path, "copies", "FAILED", f"is the same execution as {first}: a copy would count twice")
+        if record.weights_digest:
+            model = path.parent, record.parameters.get("model"), record.parameters.get("pretrained_file")
+            other, first_digest = weights.setdefault(model, (path, record.weights_digest))
+            if record.weights_digest != first_digest:
+                both = f"{shown(record.weights_digest)}, but {shown(first_digest)} in {other}"
+                yield Check(path, "pretrained weights", "FAILED", f"model.pretrained.sha256: {both}: other weights")
         digest = record.data.get("digest")
         if record.origin == "imported" or digest is None:
             continue
@@ -452,17 +459,27 @@ def _beside_each_other(records: Sequence[tuple[Path, RunRecord]]) -> Iterator[Ch
 
 
 def verify_data(paths: Iterable[Path]) -> Iterator[Check]:
-    """Compare the data sets of today with those that the records saw. Loads torch; downloads nothing.
+    """Compare the data sets and pretrained weights of today with those of the records. Loads torch; downloads nothing.
 
     Args:
         paths: from `find_notebooks`.
     """
     from vitfp8.data import data_digest
+    from vitfp8.pretrained import weights_digest
 
     seen: dict[tuple[Any, ...], str | None] = {}
     for path in paths:
         loaded = _load(path)
         record = loaded.record if isinstance(loaded, _Run) else None
+        if record is not None and record.weights_digest:
+            file = record.parameters.get("pretrained_file")
+            model = str(record.parameters.get("model"))
+            here, what = weights_digest(model, file), file or model
+            if here is None:
+                yield Check(path, "pretrained weights", "note", f"those of {what} are not at hand; they cannot be compared")
+            elif here != record.weights_digest:
+                text = f"{what} is another today: its SHA-256 is {shown(here)}, in the record {shown(record.weights_digest)}"
+                yield Check(path, "pretrained weights", "FAILED", text)
         if record is None or record.origin == "imported" or not {"name", "digest", "validation_fraction"} <= set(record.data):
             continue
         which = (record.data["name"], record.parameters.get("data_dir"), record.data["validation_fraction"])
