@@ -24,8 +24,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from vitfp8.catalog import DATASETS
-from vitfp8.data import ImageData, check_dataset, load_data
+from vitfp8.data import ImageData, check_dataset, count_classes, load_data
 from vitfp8.home import at_home
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
@@ -130,8 +129,14 @@ def check_experiment(params: RunParams) -> None:
     device, backend, reason = who_multiplies(params)
     if params.torch_compile:
         _check_compilation(params, device, backend, reason)
-    check_model(params, DATASETS[params.dataset].classes or 10)
-    check_dataset(dataset=params.dataset, data_dir=params.data_dir, download=params.download)
+    check_model(params, count_classes(params.dataset, params.data_dir))
+    check_dataset(
+        dataset=params.dataset,
+        data_dir=params.data_dir,
+        download=params.download,
+        validation_fraction=params.validation_fraction,
+        batch_size=params.batch_size,
+    )
 
 
 def _check_compilation(params: RunParams, device: str, backend: str, reason: str) -> None:
@@ -365,6 +370,7 @@ def data_of(params: RunParams, device: torch.device) -> ImageData:
         image_size=params.image_size,
         validation_fraction=params.validation_fraction,
         download=params.download,
+        channels=params.in_channels,
         workers=params.workers,
         device=device,
     )

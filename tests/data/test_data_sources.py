@@ -24,7 +24,8 @@ from torchvision import transforms
 
 from vitfp8.catalog import DATASETS
 from vitfp8.data import check_dataset, formats, load_data, sources
-from vitfp8.data.formats import CIFAR_FILES, FASHION_CLASSES, decode_image, list_image_folder, read_digits
+from vitfp8.data.folders import decode_image, list_image_folder
+from vitfp8.data.formats import CIFAR_FILES, FASHION_CLASSES, read_digits
 from vitfp8.data.sources import DOWNLOAD_URLS, read_source
 from vitfp8.params import InputError
 
@@ -431,8 +432,8 @@ def test_a_damaged_image_is_refused_by_name(tmp_path: Path, damage: Callable[[Pa
 def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_classes(tmp_path)
 
-    def denied(path: Path) -> Iterator[Path]:
+    def denied(path: object) -> Iterator[object]:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", denied)  # permissions do not bind a superuser, who may be running this
+    monkeypatch.setattr("os.scandir", denied)  # permissions do not bind a superuser, who may be running this
     assert "Permission denied" in refusal(dataset="imagefolder", data_dir=tmp_path)

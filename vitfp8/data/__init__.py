@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vitfp8.data.augment import AUGMENTATIONS, Augmentation
     from vitfp8.data.batches import TrainBatches, eval_batches, sample_grid
     from vitfp8.data.datasets import ImageData, Split, data_digest, load_data
-    from vitfp8.data.sources import check_dataset
+    from vitfp8.data.sources import check_dataset, count_classes
 
 __all__ = [
     "AUGMENTATIONS",
@@ -26,6 +26,7 @@ __all__ = [
     "Split",
     "TrainBatches",
     "check_dataset",
+    "count_classes",
     "data_digest",
     "eval_batches",
     "load_data",
@@ -39,6 +40,7 @@ _HOMES = {
     "Split": "datasets",
     "TrainBatches": "batches",
     "check_dataset": "sources",
+    "count_classes": "sources",
     "data_digest": "datasets",
     "eval_batches": "batches",
     "load_data": "datasets",

@@ -12,6 +12,7 @@ from vitfp8.data.augment import AUGMENTATIONS, Augmentation
 from vitfp8.data.datasets import ImageData
 from vitfp8.data.draws import epoch_order
 from vitfp8.data.operations import Setting
+from vitfp8.data.splits import check_batch_size
 from vitfp8.params import InputError, suggest
 
 
@@ -29,13 +30,18 @@ def augmentation_of(data: ImageData, level: str) -> Augmentation:
         raise InputError(f"augmentation: {level!r} is unknown; {suggest(level, AUGMENTATIONS)}")
     setting = Setting(
         side=data.image_size,
-        channels=data.channels,
-        mean=data.mean,
-        std=data.std,
+        channels=data.native_channels,
+        mean=data.mean[: data.native_channels],
+        std=data.std[: data.native_channels],
         flip_keeps_class=data.flip_keeps_class,
         device=data.device,
     )
     return Augmentation(level=level, setting=setting)
+
+
+def _with_channels(images: Tensor, data: ImageData) -> Tensor:
+    """Augmented images with the channels that batches give; a grey one is repeated only now, so that it is augmented as grey."""
+    return images if images.shape[1] == data.channels else images.repeat(1, data.channels // images.shape[1], 1, 1)
 
 
 class TrainBatches:
@@ -60,10 +66,7 @@ class TrainBatches:
         self.seed = seed
         self.augmentation = augmentation_of(data, augmentation)
         self._train = data.split("train").indices.numpy()
-        if not 0 < batch_size <= len(self._train):
-            raise InputError(
-                f"batch_size: {batch_size} must be between 1 and the {len(self._train)} training images; take a smaller one"
-            )
+        check_batch_size(batch_size, len(self._train))
         self._reader = data.reader()
 
     def __len__(self) -> int:
@@ -91,7 +94,7 @@ class TrainBatches:
         steps = [torch.from_numpy(step) for step in taken.reshape(-1, self.batch_size)]
         for indices, (images, labels) in zip(steps, self.data.read(steps, self._reader), strict=True):
             drawn = self.augmentation.draw(self.seed, epoch, indices.numpy())
-            yield self.augmentation(images, drawn), labels, indices
+            yield _with_channels(self.augmentation(images, drawn), self.data), labels, indices
 
 
 def eval_batches(data: ImageData, split_name: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -108,7 +111,7 @@ def eval_batches(data: ImageData, split_name: str, batch_size: int) -> Iterator[
     clean = augmentation_of(data, "none")
     steps = data.split(split_name).indices.split(batch_size)
     for indices, (images, labels) in zip(steps, data.read(steps, data.reader()), strict=True):
-        yield clean(images, clean.draw(0, 0, indices.numpy())), labels
+        yield _with_channels(clean(images, clean.draw(0, 0, indices.numpy())), data), labels
 
 
 def sample_grid(data: ImageData, augmentation: str, seed: int, epoch: int = 0, count: int = 16) -> tuple[np.ndarray, list[str]]:
@@ -128,6 +131,6 @@ def sample_grid(data: ImageData, augmentation: str, seed: int, epoch: int = 0, c
     indices = epoch_order(seed, epoch, data.split("train").indices.numpy())[:count]
     batches = [torch.from_numpy(indices)]
     [(images, labels)] = data.read(batches, data.reader())
-    shown = level(images, level.draw(seed, epoch, indices)).cpu().permute(0, 2, 3, 1)
+    shown = _with_channels(level(images, level.draw(seed, epoch, indices)), data).cpu().permute(0, 2, 3, 1)
     shown = shown.mul(torch.tensor(data.std)).add(torch.tensor(data.mean)).clamp(0, 1)
     return shown.numpy(), [data.class_names[label] for label in labels.tolist()]

@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vitfp8.catalog import DATASETS
 from vitfp8.data.augment import one_thread_if_small, to_device
-from vitfp8.data.draws import fixed_order
-from vitfp8.data.formats import TEST, TEST_FRACTION, TRAIN, UNSPLIT, VALIDATION, Source, decode_image
+from vitfp8.data.folders import decode_image
+from vitfp8.data.formats import TEST, TRAIN, VALIDATION, Source
 from vitfp8.data.sources import read_source
+from vitfp8.data.splits import SPLITS, split_indices
 from vitfp8.params import InputError
 
 #: Largest share of the memory that is free at the start which the images may take, on the device or else on the host.
@@ -40,8 +41,8 @@ DIGEST_CONTENT_BYTES = 2**30
 #: Seconds that a worker has for a batch. One that is killed is noticed at once; this is for one that is stuck.
 PATIENCE_SECONDS = 900
 
-#: Names that `ImageData.split` knows.
-SPLITS = ("train", "validation", "test", "train_clean")
+#: Part of a data set's files → the split that it is.
+_SPLIT_OF = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ class FolderReader:
             uint8 [B, 3, S, S] on the CPU, for each batch.
 
         Raises:
-            InputError: a file is no image, or damaged.
+            InputError: a file cannot be read, see `vitfp8.data.folders.decode_image`.
             RuntimeError: a worker died or is stuck.
         """
         self._order.batches = [batch.tolist() for batch in batches]
@@ -180,7 +181,7 @@ class ImageData:
         label: how a figure or table calls it.
         classes: number of classes.
         class_names: name of each class.
-        channels: 1 or 3.
+        channels: of the images that batches give, 1 or 3; where the files have one and three are given, it is repeated.
         image_size: height and width of the images that batches give.
         device: where batches are given.
         flip_keeps_class: whether images may be flipped.
@@ -192,6 +193,7 @@ class ImageData:
         labels: class of every image, int64 [N] on the CPU.
         pixels: every image, uint8 [N, C, H, W], on the device or on the CPU; None where they are streamed.
         files: the image files of a folder, in order.
+        folders: split → name of its folder, where a folder is divided by folders.
         workers: processes that decode streamed images.
     """
 
@@ -211,11 +213,17 @@ class ImageData:
     labels: Tensor
     pixels: Tensor | None
     files: tuple[Path, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
     workers: int = 0
     splits: Mapping[str, Split] = field(repr=False)
 
     def __post_init__(self) -> None:
         self._device_labels = self.labels.to(self.device)
+
+    @property
+    def native_channels(self) -> int:
+        """Channels that the images have in memory, and are augmented in."""
+        return 3 if self.pixels is None else self.pixels.shape[1]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -233,16 +241,23 @@ class ImageData:
         return self.splits[name]
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of the data: plain JSON, nothing of the machine's folders."""
+        """What a record says of the data: plain JSON, nothing of the machine's folders.
+
+        ``native_channels`` is there where the grey channel is repeated, ``folders`` where the folder has splits of its own.
+        """
+        said = {"native_channels": self.native_channels} if self.native_channels != self.channels else {}
+        divided = {"folders": dict(self.folders)} if self.folders else {}
         return {
             "name": self.name,
             "label": self.label,
             "classes": self.classes,
             "class_names": list(self.class_names),
             "channels": self.channels,
+            **said,
             "image_size": self.image_size,
             "native_size": list(self.pixels.shape[2:]) if self.pixels is not None and not self.files else None,
             "sizes": self.sizes,
+            **divided,
             "train_clean_size": len(self.splits["train_clean"]),
             "validation_fraction": self.validation_fraction,
             "mean": list(self.mean),
@@ -274,7 +289,7 @@ class ImageData:
             reader: from `reader`.
 
         Yields:
-            (images, labels) on the device: uint8 [B, C, H, W] and int64 [B].
+            (images, labels) on the device: uint8 [B, `native_channels`, H, W] and int64 [B].
         """
         batches = list(batches)
         if self.pixels is None:
@@ -291,51 +306,6 @@ class ImageData:
             else:
                 images, labels = to_device(self.pixels[indices], self.device), self.labels_of(here)
             yield images, labels
-
-
-def _refuse_fraction(fraction: float, why: str) -> InputError:
-    return InputError(f"validation_fraction: {fraction} {why}; 0.1 is usual")
-
-
-def split_indices(source: Source, validation_fraction: float) -> dict[str, np.ndarray]:
-    """Divide a data set, class by class, by an order that only the images' numbers decide.
-
-    Images that the files do not assign are divided into test (a fifth) and training. Validation images are taken from the
-    training images, unless the files have a validation split, and ``train_clean`` is the part of the remaining ones that comes
-    next in the order.
-
-    Args:
-        source: labels and parts of all images.
-        validation_fraction: share of the training images of each class, rounded, that is held out.
-
-    Returns:
-        ascending image numbers for each name of `SPLITS`.
-
-    Raises:
-        InputError: a class would be left without training, validation or test images.
-    """
-    if not 0 < validation_fraction < 1:
-        raise _refuse_fraction(validation_fraction, "is not between 0 and 1")
-    chosen: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
-    for label, class_name in enumerate(source.class_names):
-        in_class = source.labels == label
-        part = {number: fixed_order(np.flatnonzero(in_class & (source.parts == number))) for number in range(4)}
-        test_count = round(TEST_FRACTION * len(part[UNSPLIT]))
-        test = np.concatenate([part[TEST], part[UNSPLIT][:test_count]])
-        train = np.concatenate([part[TRAIN], part[UNSPLIT][test_count:]])
-        if VALIDATION in source.parts:
-            validation = part[VALIDATION]
-        else:
-            count = round(validation_fraction * len(train))
-            validation, train = train[:count], train[count:]
-            if not 0 < count < count + len(train):
-                state = "leaves no validation images" if count == 0 else "leaves no training images"
-                raise _refuse_fraction(validation_fraction, f"{state} of class {class_name!r}, which has {count + len(train)}")
-        if not len(test):
-            raise InputError(f"data_dir: class {class_name!r} has too few images to test with; add images or remove the class")
-        for name, indices in zip(SPLITS, (train, validation, test, train[: len(validation)]), strict=True):
-            chosen[name].append(indices)
-    return {name: np.sort(np.concatenate(indices)) for name, indices in chosen.items()}
 
 
 def _digest(name: str, source: Source, splits: Mapping[str, np.ndarray]) -> tuple[str, str]:
@@ -407,6 +377,7 @@ def load_data(
     image_size: int,
     validation_fraction: float = 0.1,
     download: bool = True,
+    channels: int | None = None,
     workers: int = 0,
     device: torch.device | None = None,
 ) -> ImageData:
@@ -418,12 +389,17 @@ def load_data(
         image_size: height and width of the images that batches give, in pixels.
         validation_fraction: share of the training images held out for validation.
         download: whether it may be downloaded.
+        channels: that batches are to have; None: the data set's own. A grey channel is repeated to three after augmentation, and
+            its mean and deviation with it.
         workers: processes that decode an image folder.
         device: where batches are given; None: the CPU.
 
     Raises:
-        InputError: it is not there and cannot be had, is damaged, or is too small to be divided.
+        InputError: it is not there and cannot be had, is damaged, is too small to be divided, or has more channels than wanted.
     """
+    row = DATASETS.get(dataset)
+    if row is not None and channels is not None and (channels < row.channels or channels % row.channels):
+        raise InputError(f"channels: {channels}, but {dataset} has {row.channels}; take {row.channels} or None")
     device = torch.device("cpu") if device is None else torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -432,23 +408,25 @@ def load_data(
     digest, digest_covers = _digest(dataset, source, indices)
     labels = torch.from_numpy(source.labels)
     row = DATASETS[dataset]
+    repeats = (channels or row.channels) // row.channels
     return ImageData(
         name=dataset,
         label=row.label,
         classes=len(source.class_names),
         class_names=list(source.class_names),
-        channels=row.channels,
+        channels=row.channels * repeats,
         image_size=image_size,
         device=device,
         flip_keeps_class=row.flip_keeps_class,
-        mean=row.mean,
-        std=row.std,
+        mean=row.mean * repeats,
+        std=row.std * repeats,
         validation_fraction=validation_fraction,
         digest=digest,
         digest_covers=digest_covers,
         labels=labels,
         pixels=_pixels(source, image_size, device, workers),
         files=source.files,
+        folders={_SPLIT_OF[part]: name for part, name in source.folders.items()},
         workers=workers,
         splits={
             name: Split(name=name, indices=torch.from_numpy(chosen), labels=labels[torch.from_numpy(chosen)])

@@ -1,6 +1,7 @@
-"""The formats that data sets come in: scikit-learn's digits, IDX files, CIFAR's pickles, folders of class folders.
+"""The formats that known data sets come in: scikit-learn's digits, IDX files, CIFAR's pickles.
 
-Each is found, checked and read here, without torch. A file that is there but damaged is refused.
+Each is found, checked and read here, without torch. A file that is there but damaged is refused. Folders of class folders are
+read in `vitfp8.data.folders`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import pickle
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,9 +31,6 @@ TEST_FRACTION = 0.2
 #: Parts of a data set, as `Source.parts` numbers them. UNSPLIT images become train or test images.
 TRAIN, VALIDATION, TEST, UNSPLIT = 0, 1, 2, 3
 
-#: Endings of the files that an image folder is searched for.
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -45,6 +43,7 @@ class Source:
         pixels: uint8 [N, C, H, W]; None for an image folder.
         files: the image files in the same order, for an image folder.
         root: the folder that they are in, for an image folder.
+        folders: part → name of the folder that its classes are in, where an image folder is divided by folders.
     """
 
     labels: np.ndarray
@@ -53,6 +52,7 @@ class Source:
     pixels: np.ndarray | None = None
     files: tuple[Path, ...] = ()
     root: Path | None = None
+    folders: Mapping[int, str] = field(default_factory=dict)
 
 
 # --- digits -------------------------------------------------------------------------------------------------------------------
@@ -304,111 +304,6 @@ def read_cifar(name: str, folder: Path) -> Source:
         class_names=tuple(_unpickled(folder / known.meta[0], known.meta[1])[known.names_key]),
         pixels=np.concatenate(pixels),
     )
-
-
-# --- folders of class folders -------------------------------------------------------------------------------------------------
-
-
-def _class_folders(folder: Path) -> list[Path]:
-    return sorted(
-        (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=lambda path: path.name
-    )
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    """Image files below a class folder, in the order of their relative names."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
-    yield from sorted((path for path in files if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
-
-
-def list_image_folder(root: Path) -> Source:
-    """List an image folder: ``class/image.png``, or the same below ``train/`` and ``test/`` (and ``val/``).
-
-    With ``train/`` and one of ``test/`` and ``val/``, the latter is the test split and validation images are held out of the
-    former. With all three, ``val/`` is the validation split. Without ``train/``, or with it alone, one folder is split.
-
-    Args:
-        root: the folder.
-
-    Raises:
-        InputError: there are no classes, a class has no images, a file is empty, or the splits' classes differ.
-    """
-    if not root.is_dir():
-        raise InputError(f"data_dir: {root} is not a folder; give a folder that has a folder of images for each class")
-    train, test, val = root / "train", root / "test", root / "val"
-    folders: dict[int, Path]
-    if not train.is_dir():
-        folders = {UNSPLIT: root}
-    elif test.is_dir() and val.is_dir():
-        folders = {TRAIN: train, VALIDATION: val, TEST: test}
-    elif test.is_dir() or val.is_dir():
-        folders = {TRAIN: train, TEST: test if test.is_dir() else val}
-    else:
-        folders = {UNSPLIT: train}
-    files: list[Path] = []
-    labels: list[int] = []
-    parts: list[int] = []
-    names: list[str] | None = None
-    for part, folder in folders.items():
-        classes = _class_folders(folder)
-        found = [path.name for path in classes]
-        if len(classes) < 2:
-            raise InputError(
-                f"data_dir: {folder} has {len(classes)} class folders; give one that has a folder of images for each class"
-            )
-        if names is not None and found != names:
-            other = ", ".join(sorted(set(found) ^ set(names))[:3])
-            raise InputError(f"data_dir: {folder} has other classes than {train} ({other}); give both the same class folders")
-        names = found
-        for label, path in enumerate(classes):
-            images = list(_image_files(path))
-            if not images:
-                endings = ", ".join(sorted(IMAGE_ENDINGS))
-                raise InputError(f"data_dir: {path} has no images ({endings}); add some or remove the folder")
-            empty = next((image for image in images if image.stat().st_size == 0), None)
-            if empty is not None:
-                raise InputError(f"data_dir: {empty} is empty; replace or remove it")
-            files += images
-            labels += [label] * len(images)
-            parts += [part] * len(images)
-    assert names is not None, "there is always a folder"
-    return Source(
-        labels=np.asarray(labels, dtype=np.int64),
-        parts=np.asarray(parts, dtype=np.int8),
-        class_names=tuple(names),
-        files=tuple(files),
-        root=root,
-    )
-
-
-def decode_image(path: Path, side: int) -> np.ndarray:
-    """Read an image file as torchvision's ``Resize(side)`` and ``CenterCrop(side)`` would: shorter side resized, centre cut out.
-
-    Args:
-        path: the file.
-        side: height and width wanted.
-
-    Returns:
-        uint8 [3, side, side].
-
-    Raises:
-        InputError: the file is no image, or damaged.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"data_dir: {path} is not a readable image ({one_line(error)}); replace or remove it") from error
-    width, height = image.size
-    shorter = min(width, height)
-    size = (int(side * width / shorter), int(side * height / shorter))
-    left, top = (int(round((length - side) / 2)) for length in size)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image).transpose(2, 0, 1).copy()
 
 
 def one_line(error: BaseException) -> str:

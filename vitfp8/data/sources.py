@@ -6,10 +6,12 @@ what is not there is downloaded into it or refused.
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
@@ -17,18 +19,22 @@ from types import MappingProxyType
 import numpy as np
 
 from vitfp8.catalog import DATASETS
+from vitfp8.data.folders import check_pictures, class_folders, list_image_folder, split_folders
 from vitfp8.data.formats import (
     DEFAULT_FOLDER,
+    FASHION_CLASSES,
+    TEST,
+    TRAIN,
+    UNSPLIT,
     Source,
-    decode_image,
     find_cifar,
     find_fashion_mnist,
-    list_image_folder,
     one_line,
     read_cifar,
     read_digits,
     read_fashion_mnist,
 )
+from vitfp8.data.splits import check_batch_size, split_indices
 from vitfp8.params import InputError, suggest
 
 #: Seconds that the preflight waits for a server's answer.
@@ -42,6 +48,22 @@ DOWNLOAD_URLS: Mapping[str, str] = MappingProxyType(
         "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     }
+)
+
+#: Data set → images of each class in its training files, and in its test files, as published (a test compares the digits', which
+#: have no test files). With these a set's splits are known before it is downloaded, and the digits' without scikit-learn.
+_PUBLISHED: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = MappingProxyType(
+    {
+        "digits": ((178, 182, 177, 183, 181, 182, 181, 179, 174, 180), ()),
+        "fashion_mnist": ((6000,) * 10, (1000,) * 10),
+        "cifar10": ((5000,) * 10, (1000,) * 10),
+        "cifar100": ((500,) * 100, (100,) * 100),
+    }
+)
+
+#: MD5 sums of CIFAR's archives, as torchvision has them (a test compares).
+ARCHIVE_MD5: Mapping[str, str] = MappingProxyType(
+    {"cifar10": "c58f30108f718f92721af3b95e74349a", "cifar100": "eb9058c3a382ffc7106e4002c42a8d85"}
 )
 
 _WANTED: Mapping[str, str] = MappingProxyType(
@@ -79,11 +101,22 @@ def _given(dataset: str, data_dir: str | Path | None) -> Path | None:
         if dataset == "imagefolder":
             raise InputError("data_dir: dataset imagefolder needs it; give a folder that has a folder of images for each class")
         return None
-    folder = Path(data_dir).expanduser()
+    folder = Path(data_dir)
+    with suppress(RuntimeError):  # ~somebody who is not there
+        folder = folder.expanduser()
     if not folder.is_dir():
         way_out = "correct it" if dataset == "imagefolder" else "correct it, create it to download there, or leave it out"
         raise InputError(f"data_dir: {str(data_dir)!r} is not a folder; {way_out}")
     return folder
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn what the file system refuses into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"data_dir: {error.filename} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _not_there(dataset: str, data_dir: Path | None) -> str:
@@ -121,11 +154,10 @@ def read_source(dataset: str, data_dir: str | Path | None, *, download: bool) ->
         return read_digits()
     if dataset == "imagefolder":
         assert folder is not None, "_given refuses that"
-        try:
+        with _readable():
             return list_image_folder(folder)
-        except OSError as error:
-            raise InputError(f"data_dir: {error.filename} cannot be read ({error.strerror}); check its permissions") from error
-    found = _FINDERS[dataset](folder)
+    with _readable():
+        found = _FINDERS[dataset](folder)
     if found is None:
         if not download:
             raise InputError(f"{_not_there(dataset, folder)} and download is false; set data_dir to {_WANTED[dataset]}")
@@ -135,44 +167,93 @@ def read_source(dataset: str, data_dir: str | Path | None, *, download: bool) ->
     return _READERS[dataset](found)
 
 
-def check_dataset(*, dataset: str, data_dir: str | Path | None = None, download: bool = True) -> None:
-    """Refuse a data set that cannot be had, before anything starts. Writes nothing and imports no torch.
+def count_classes(dataset: str, data_dir: str | Path | None = None) -> int:
+    """Number of classes, of an image folder from the names in it.
 
-    Files that are there are read and verified. Of an image folder the structure is checked and one image of each class and split
-    is read. Of a set that would be downloaded it is asked whether the server answers.
+    Args:
+        dataset: a key of `vitfp8.catalog.DATASETS`.
+        data_dir: the user's folder.
+
+    Raises:
+        InputError: the folder is not there, or has no class folders.
+    """
+    folder = _given(dataset, data_dir)
+    known = DATASETS[dataset].classes
+    if known is not None:
+        return known
+    assert folder is not None, "_given refuses that"
+    with _readable():
+        return len(class_folders(next(iter(split_folders(folder).values()))))
+
+
+def check_dataset(
+    *,
+    dataset: str,
+    data_dir: str | Path | None = None,
+    download: bool = True,
+    validation_fraction: float | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """Refuse a data set that cannot be had, or cannot be trained on as wanted, before anything starts.
+
+    Writes nothing and imports no torch.
+
+    Files that are there are read and verified. An image folder is listed and its pictures are looked at, see
+    `vitfp8.data.folders.check_pictures`. Of a set that would be downloaded it is asked whether the server answers.
 
     Args:
         dataset: a key of `vitfp8.catalog.DATASETS`.
         data_dir: the user's folder; None: the usual places.
         download: whether it may be downloaded.
+        validation_fraction: share of the training images held out for validation; None: whether it can be is not asked.
+        batch_size: images a step; None: the same.
 
     Raises:
-        InputError: it is not there and cannot be had, or is damaged.
+        InputError: it is not there and cannot be had, is damaged, cannot be divided, or has fewer training images than a batch.
     """
-    folder = _given(dataset, data_dir)
-    if dataset == "digits":
-        return
+    source = _source_ahead(dataset, data_dir, download=download)
+    if validation_fraction is not None:
+        training_images = len(split_indices(source, validation_fraction)["train"])
+        if batch_size is not None:
+            check_batch_size(batch_size, training_images)
     if dataset == "imagefolder":
-        source = read_source(dataset, folder, download=download)
-        _, first = np.unique(source.parts.astype(np.int64) * len(source.class_names) + source.labels, return_index=True)
-        for index in first:
-            decode_image(source.files[index], 32)
-        return
-    found = _FINDERS[dataset](folder)
-    if found is not None:
-        _READERS[dataset](found)
-        return
-    if not download:
-        raise InputError(f"{_not_there(dataset, folder)} and download is false; set data_dir to {_WANTED[dataset]}")
+        with _readable():
+            check_pictures(source)
+
+
+def _source_ahead(dataset: str, data_dir: str | Path | None, *, download: bool) -> Source:
+    """The data set as `read_source` would give it; of one that is yet to be downloaded, and of the digits, without pixels."""
+    folder = _given(dataset, data_dir)
+    if dataset == "imagefolder":
+        return read_source(dataset, folder, download=download)
+    if dataset != "digits":
+        with _readable():
+            found = _FINDERS[dataset](folder)
+        if found is not None or not download:
+            return read_source(dataset, folder, download=False)
+        _ask_server(dataset, folder)
+    train, test = (np.array(counts, dtype=np.int64) for counts in _PUBLISHED[dataset])
+    classes = np.arange(len(train))
+    return Source(
+        labels=np.concatenate([np.repeat(classes, train), np.repeat(classes[: len(test)], test)]),
+        parts=np.repeat([TRAIN if len(test) else UNSPLIT, TEST], [train.sum(), test.sum()]).astype(np.int8),
+        class_names=FASHION_CLASSES if dataset == "fashion_mnist" else tuple(str(number) for number in classes),
+    )
+
+
+def _ask_server(dataset: str, folder: Path | None) -> None:
+    """Refuse a download that would fail: neither an intact archive is there nor does the server answer."""
     url = DOWNLOAD_URLS[dataset]
-    if ((folder or DEFAULT_FOLDER) / url.rpartition("/")[2]).is_file():
-        return  # torchvision verifies and unpacks the archive that is there
+    archive = (folder or DEFAULT_FOLDER) / url.rpartition("/")[2]
+    if archive.is_file() and hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest() == ARCHIVE_MD5.get(dataset):
+        return  # torchvision unpacks it
     request = urllib.request.Request(url, headers={"User-Agent": "vitfp8"})
     try:
         with urllib.request.urlopen(request, timeout=CONNECT_SECONDS):
             return
     except (OSError, HTTPException) as error:  # URLError, HTTPError and time-outs are OSErrors
+        damaged = f" (what {archive} holds is incomplete or altered)" if archive.is_file() else ""
         raise InputError(
-            f"{_not_there(dataset, folder)} and cannot be downloaded from {url} ({one_line(error)}); "
+            f"{_not_there(dataset, folder)}{damaged} and cannot be downloaded from {url} ({one_line(error)}); "
             f"set data_dir to {_WANTED[dataset]}"
         ) from error

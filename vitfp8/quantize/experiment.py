@@ -58,7 +58,8 @@ def check_quantization(params: QuantizeParams, *, source_planned: bool = False) 
     run = source_parameters(notebook, record, params)
     choose_backend(run.precision, device, run.backend)
     verified_checkpoint(notebook, record)
-    check_dataset(dataset=run.dataset, data_dir=run.data_dir, download=run.download)
+    fraction = run.validation_fraction
+    check_dataset(dataset=run.dataset, data_dir=run.data_dir, download=run.download, validation_fraction=fraction)
 
 
 def mcnemar(source: Tensor, other: Tensor) -> tuple[int, int, float]:

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vitfp8.catalog import DATASETS
 from vitfp8.params import InputError, RunParams, field_notes
 from vitfp8.record import RunRecord, compare_code, load_records, processor_and_cores, record_from_journal
 from vitfp8.workflow.locate import executed_folder
@@ -62,9 +61,10 @@ class TimeEstimate:
 @cache
 def _facts(params: RunParams) -> Mapping[str, Any]:
     """Facts of the model that the parameters describe."""
+    from vitfp8.data import count_classes
     from vitfp8.model import describe_model
 
-    return describe_model(params, DATASETS[params.dataset].classes or 10)
+    return describe_model(params, count_classes(params.dataset, params.data_dir))
 
 
 def model_facts_of(params: RunParams) -> Mapping[str, Any]:
