@@ -87,7 +87,26 @@ class QuantizeParams(Parameters):
                     raise KeyedError(key, f"{name!r} is unknown; {suggest(name, known)}")
             if len(set(names)) != len(names):
                 raise KeyedError(key, "one is named twice; name each once")
+        self._refuse_idle()
         return self
+
+    def _refuse_idle(self) -> None:
+        """Refuse what would be accepted and ignored; the values of the shipped file stand for "as it comes"."""
+        ways = [(operands, granularity) for operands in self.operands for granularity in self.granularities]
+        if self.sensitivity:
+            ways.append((self.sensitivity_operands, self.sensitivity_granularity))
+        else:
+            for key, neutral in (("sensitivity_granularity", "tensor"), ("sensitivity_operands", "weights_activations")):
+                if getattr(self, key) != neutral:
+                    raise KeyedError(
+                        key, f"sensitivity is false, and nothing reads it; set sensitivity: true or {key}: {neutral}"
+                    )
+        calibrated = any(operands == "weights_activations" and granularity != "mx" for operands, granularity in ways)
+        if not calibrated and not self.export and self.calibration_images != 512:
+            raise KeyedError(
+                "calibration_images",
+                "no activation is quantised under a calibrated scale, and nothing is exported; leave calibration_images: 512",
+            )
 
     @property
     def source_name(self) -> str:

@@ -1,6 +1,7 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
 from vitfp8.record.backups import BackupState, backup_state
+from vitfp8.record.finding import find_run, runs_there
 from vitfp8.record.journal import (
     JOURNAL,
     JournalError,
@@ -21,6 +22,7 @@ from vitfp8.record.reading import (
     load_records,
     load_runs,
     read_record,
+    run_folders,
     says_its_end,
 )
 from vitfp8.record.schema import (
@@ -60,6 +62,7 @@ __all__ = [
     "code_digest",
     "collect_provenance",
     "digest_of",
+    "find_run",
     "git_state",
     "is_live",
     "is_locked",
@@ -74,6 +77,8 @@ __all__ = [
     "read_record",
     "read_source",
     "record_from_journal",
+    "run_folders",
+    "runs_there",
     "says_its_end",
     "source_command",
     "summary_line",

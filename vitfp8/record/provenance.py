@@ -28,7 +28,7 @@ _LARGEST_PATCH = 200_000
 
 
 #: Kind of a run → the modules that decide its numbers besides.
-_FURTHER_MODULES = {"run": (), "quantization": ("quantize",)}
+_FURTHER_MODULES = {"run": (), "quantization": ("quantize", "trained_model.py")}
 
 
 def code_digest(kind: str = "run") -> str:

@@ -18,7 +18,16 @@ from typing import Any
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.params import InputError, Layer, suggest, validate
 from vitfp8.quantize_params import parameters_of
-from vitfp8.record import JOURNAL, RecordError, RunRecord, code_digest, is_live, payload_digest, record_from_journal
+from vitfp8.record import (
+    JOURNAL,
+    RecordError,
+    RunRecord,
+    code_digest,
+    find_run,
+    is_live,
+    payload_digest,
+    record_from_journal,
+)
 from vitfp8.record.reading import read_payload
 from vitfp8.record.schema import PAYLOAD_DIGEST
 from vitfp8.workflow.locate import EXECUTED, preset_file, template
@@ -76,17 +85,16 @@ def find_notebooks(study: str | None = None, runs: Sequence[str] = (), *, execut
     """The lab records to verify.
 
     Args:
-        study: name of a study, or the path of one notebook; None: every study.
+        study: name of a study, or one run as `vitfp8.record.find_run` takes it; None: every study.
         runs: names of runs of that study; none: all of them.
         executed: the folder of the studies.
 
     Raises:
         InputError: there is no such study or run.
     """
-    if study is not None and study.endswith(".ipynb"):
-        if not Path(study).is_file():
-            raise InputError(f"{study}: there is no such notebook; `vitfp8 runs` lists what there is")
-        return [Path(study), *(Path(study).with_name(f"{run}.ipynb") for run in runs)]
+    if study is not None and (study.endswith(".ipynb") or "/" in study):
+        notebook = find_run(study, executed=executed)
+        return [notebook, *(notebook.with_name(f"{run}.ipynb") for run in runs)]
     there = sorted(path.name for path in executed.glob("*") if path.is_dir())
     if study is not None and study not in there:
         raise InputError(f"study: {study!r}: there is no {executed / study}; {suggest(study, there) if there else 'none yet'}")
@@ -442,7 +450,10 @@ def verify_data(paths: Iterable[Path]) -> Iterator[Check]:
     for path in paths:
         loaded = _load(path)
         record = loaded.record if isinstance(loaded, _Run) else None
-        if record is None or record.origin == "imported" or not {"name", "digest", "validation_fraction"} <= set(record.data):
+        if record is None:
+            continue
+        if record.origin == "imported" or not {"name", "digest", "validation_fraction"} <= set(record.data):
+            yield Check(path, "data", "note", "its record names no digest of its data set; it cannot be compared")
             continue
         which = (record.data["name"], record.parameters.get("data_dir"), record.data["validation_fraction"])
         if which not in seen:
