@@ -26,6 +26,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitfp8.catalog import DATASETS
 from vitfp8.data import ImageData, check_dataset, load_data
+from vitfp8.data.formats import VALIDATION
+from vitfp8.data.sources import read_source
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params import InputError, RunParams
@@ -108,6 +110,10 @@ def who_multiplies(params: RunParams) -> tuple[str, str, str]:
     return device.type, *choose_backend(params.precision, device, params.backend, recipe=recipe, base=base)
 
 
+#: What `validation_fraction` states for a folder with a validation split of its own, where nothing is held out.
+OWN_SPLIT_FRACTION = 0.1
+
+
 def check_experiment(params: RunParams) -> None:
     """Refuse what cannot run, before anything starts: model, device, precision, data. Allocates and writes nothing.
 
@@ -128,6 +134,13 @@ def check_experiment(params: RunParams) -> None:
         _check_compilation(params, device, backend, reason)
     check_model(params, DATASETS[params.dataset].classes or 10)
     check_dataset(dataset=params.dataset, data_dir=params.data_dir, download=params.download)
+    if params.dataset == "imagefolder" and params.validation_fraction != OWN_SPLIT_FRACTION:
+        source = read_source(params.dataset, params.data_dir, download=False)
+        if VALIDATION in source.parts:
+            raise InputError(
+                f"validation_fraction: {params.validation_fraction}: {params.data_dir} has a validation split of its own, which "
+                f"is taken; leave validation_fraction: {OWN_SPLIT_FRACTION}, or remove that split"
+            )
 
 
 def _check_compilation(params: RunParams, device: str, backend: str, reason: str) -> None:

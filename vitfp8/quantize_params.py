@@ -92,6 +92,12 @@ class QuantizeParams(Parameters):
 
     def _refuse_idle(self) -> None:
         """Refuse what would be accepted and ignored; the values of the shipped file stand for "as it comes"."""
+        if "int_240" in self.formats:
+            for key, only in (("granularities", "tensor"), ("operands", "weights")):
+                if only not in getattr(self, key):
+                    raise KeyedError(
+                        key, f"int_240 is defined for weights under one scale alone; add {only}, or take it out of formats"
+                    )
         ways = [(operands, granularity) for operands in self.operands for granularity in self.granularities]
         if self.sensitivity:
             ways.append((self.sensitivity_operands, self.sensitivity_granularity))
@@ -101,8 +107,10 @@ class QuantizeParams(Parameters):
                     raise KeyedError(
                         key, f"sensitivity is false, and nothing reads it; set sensitivity: true or {key}: {neutral}"
                     )
-        calibrated = any(operands == "weights_activations" and granularity != "mx" for operands, granularity in ways)
-        if not calibrated and not self.export and self.calibration_images != 512:
+        calibrated = self.export or any(
+            operands == "weights_activations" and granularity != "mx" for operands, granularity in ways
+        )
+        if self.calibration_images != 512 and not (calibrated and set(self.formats) != {"int_240"}):
             raise KeyedError(
                 "calibration_images",
                 "no activation is quantised under a calibrated scale, and nothing is exported; leave calibration_images: 512",

@@ -32,6 +32,8 @@ def export(target: str, form: str, output: Path | None) -> None:
         raise InputError(f"export: {target!r}: holds no run that can be read; `vitfp8 runs` lists what there is")
     place = output or EXPORTS / runs[0][0].parent.name
     done = export_runs(runs, place)
+    if not done.runs:
+        raise InputError(f"export: {done.left[0]}" + (f" (and {len(done.left) - 1} more)" if len(done.left) > 1 else ""))
     for folder, files in done.runs.items():
         click.echo(f"{folder}: {', '.join(file.name for file in files)}")
     for line in (*done.left, *problems):

@@ -168,8 +168,6 @@ def execute_analysis(template: Path, study_folder: Path, report_folder: Path) ->
 
 def _checked_formats(formats: Sequence[str]) -> list[str]:
     """The formats, each once, refused by name."""
-    if not formats:
-        raise InputError(f"--to: names no format; there are: {', '.join(FORMATS)}")
     for name in formats:
         if name not in FORMATS:
             raise InputError(f"report format {name!r} is unknown; {suggest(name, FORMATS)}")
