@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -405,8 +406,9 @@ def test_what_has_no_trained_weights_of_that_run_is_refused_in_one_line(
 def test_weights_and_device_that_are_unknown_are_refused(copied: Path) -> None:
     with pytest.raises(InputError, match="neither 'last' nor 'best'"):
         vitfp8.load_model("smoke/BaseFP32-s0", weights="epoch_1")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="device: 'gpu': is unknown"):
-        vitfp8.load_model("smoke/BaseFP32-s0", device="gpu")
+    for device in ("gpu", "meta", torch.device("meta")):
+        with pytest.raises(InputError, match=f"device: '{device}': is unknown"):
+            vitfp8.load_model("smoke/BaseFP32-s0", device=device)
     with pytest.raises(InputError, match="did you mean smoke/BaseFP32-s0?"):
         vitfp8.load_model("smoke/BaseFP32-s9")
 
@@ -478,6 +480,29 @@ def test_every_precision_says_who_multiplies_and_why() -> None:
     found = lines(CHECK["precisions"])
     assert set(found) == {"FP32", "TF32", "BF16", "FP16", "FP8"} and "native" in found["FP32"].text
     assert all(" on " in line.text and ":" in line.text for line in found.values())
+
+
+def test_a_mac_without_rights_and_packages_is_told_how_to_get_power_readings(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setitem(sys.modules, "zeus_apple_silicon", None)
+    found = lines(CHECK["power_readings"])
+    assert (found["zeus-apple-silicon"].level, found["zeus-apple-silicon"].command) == ("missing", "pip install 'vitfp8[apple]'")
+    assert (found["powermetrics"].level, found["powermetrics"].command) == ("missing", "sudo -v")
+    assert not any(line.needed for line in found.values())
+
+
+def test_energy_counters_that_only_root_may_read_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitfp8.monitor.sampling import UnavailableError
+    from vitfp8.monitor.system import RAPLProbe
+
+    def forbidden(self: RAPLProbe) -> None:
+        raise UnavailableError("energy_uj may be read by root only")
+
+    monkeypatch.setattr(RAPLProbe, "open", forbidden)
+    monkeypatch.setattr(doctor, "_has_rapl", lambda: True)
+    monkeypatch.setattr(doctor, "sys", SimpleNamespace(platform="linux"))
+    line = lines(CHECK["power_readings"])["RAPL"]
+    assert line.level == "missing" and "chmod" in (line.command or "") and "root only" in line.text
 
 
 def test_a_data_set_that_is_not_there_says_where_it_was_looked_for(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

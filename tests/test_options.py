@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,6 +200,15 @@ def test_an_option_that_would_do_nothing_is_refused_and_nothing_is_written(
     done = CliRunner().invoke(main, list(arguments))
     assert done.exit_code == 2 and words in done.output and len(done.output.strip().splitlines()) == 1, done.output
     assert sorted(project.rglob("*")) == before
+
+
+def test_a_benchmark_refuses_an_option_that_another_one_takes_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["input_pipeline", "--no-step", "--step-threads", "2"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(TOP / "benchmarks" / "input_pipeline.py"), run_name="__main__")
+    assert "--no-step leaves that step out" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_the_options_between_runs_would_do(project: Path) -> None:

@@ -73,9 +73,12 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         found = resolve_device("auto") if device == "auto" else torch.device(device)
     except RuntimeError:
-        raise InputError(f"device: {str(device)!r}: is unknown; take auto, cpu, cuda or mps") from None
-    if found.type in DEVICES:
-        resolve_device(found.type)
+        found = None
+    if found is None or found.type not in DEVICES:
+        raise InputError(f"device: {str(device)!r}: is unknown; take auto, cpu, cuda or mps")
+    resolve_device(found.type)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {str(device)!r}: this machine has {torch.cuda.device_count()} such devices, counted from 0")
     return found
 
 
