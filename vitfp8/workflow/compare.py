@@ -131,14 +131,13 @@ def _parameters(one: RunRecord, other: RunRecord) -> Iterator[Section]:
     kinds = [parameters_of(record.experiment) for record in (one, other)]
     identities = [identity_of(kind, record.parameters) for kind, record in zip(kinds, (one, other), strict=True)]
     deciding = list(dict.fromkeys([*identities[0], *identities[1]]))
-    parts = []
+    values = []
     for kind, record in zip(kinds, (one, other), strict=True):
-        # a field that the record does not know had the value that means "as before"
-        neutral = {key: note.neutral for key, note in field_notes(kind).items() if note.neutral is not ...}
-        parts.append({key: record.parameters.get(key, neutral.get(key)) for key in deciding})
-    yield _section("parameters that decide numbers", *parts)
-    rest = [{key: value for key, value in record.parameters.items() if key not in deciding} for record in (one, other)]
-    yield _section("other parameters", *rest, left_out=("run_folder",))
+        # a field that an older record does not know had the value that means "as before"; of an imported run nothing is known
+        known = {} if record.origin == "imported" else field_notes(kind)
+        values.append({key: note.neutral for key, note in known.items() if note.neutral is not ...} | record.parameters)
+    yield _section("parameters that decide numbers", *({key: each.get(key) for key in deciding} for each in values))
+    yield _section("other parameters", *values, left_out=("run_folder", *deciding))
 
 
 def _provenance(one: RunRecord, other: RunRecord) -> Iterator[Section]:
