@@ -106,9 +106,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15, help="timed batches of each way")
     parser.add_argument("--batch", type=int, default=128, help="images a batch")
-    parser.add_argument("--step-threads", type=int, default=os.cpu_count(), help="threads of the training step")
+    parser.add_argument("--step-threads", type=int, help="threads of the training step; default: all cores")
     parser.add_argument("--no-step", action="store_true", help="leave the training step out")
     arguments = parser.parse_args()
+    if arguments.no_step and arguments.step_threads is not None:
+        parser.error("--step-threads: --no-step leaves that step out; drop one of them")
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -125,9 +127,10 @@ def main() -> None:
         if (level, side) == ("extended", 32):
             seconds_at_32 = times["vitfp8"]
     if not arguments.no_step:
-        torch.set_num_threads(arguments.step_threads)
+        step_threads = arguments.step_threads or os.cpu_count() or 1
+        torch.set_num_threads(step_threads)
         step = medians({"step": training_step(arguments.batch)}, max(3, arguments.repeats // 3))["step"]
-        print(f"\ntraining step of ViT-Ti, patch 4, 32×32, FP32, {arguments.step_threads} threads: {step * 1e3:.0f} ms")
+        print(f"\ntraining step of ViT-Ti, patch 4, 32×32, FP32, {step_threads} threads: {step * 1e3:.0f} ms")
         print(f"extended augmentation at 32×32 is {seconds_at_32 / step:.2%} of it")
 
 

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "checkpoint": {"params"},
     "trainer": {"params", "data", "model", "precision", "checkpoint"},
     "experiment": {"catalog", "params", "home", "record", "data", "model", "precision", "monitor", "checkpoint", "trainer"},
+    "trained_model": {"catalog", "params", "record", "model", "checkpoint", "experiment"},
     "quantize": {
         "catalog",
         "params",
@@ -42,6 +43,7 @@ MAY_IMPORT = {
         "monitor",
         "checkpoint",
         "experiment",
+        "trained_model",
     },
     "analysis": {"catalog", "params", "home", "record"},
     # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor; a repeat
@@ -63,7 +65,7 @@ MAY_IMPORT = {
     },
     "cli": {"catalog", "params", "home", "record", "analysis", "workflow", "monitor"},
     "__main__": {"cli"},
-    "__init__": {"params", "record", "trainer"},
+    "__init__": {"params", "record", "trained_model", "trainer"},
 }
 
 TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.quantize_params", "vitfp8.record", "vitfp8.analysis",

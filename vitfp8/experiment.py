@@ -81,9 +81,11 @@ def set_determinism(params: RunParams, device: torch.device) -> dict[str, Any]:
     torch.manual_seed(params.seed)
     torch.use_deterministic_algorithms(params.deterministic, warn_only=device.type != "cpu")
     torch.backends.cudnn.benchmark = not params.deterministic
+    if not params.deterministic:
+        return {"promised": False, "level": "not asked for: deterministic is false"}
     if device.type == "cpu":
         return {"promised": True, "level": "bit-identical on a CPU with the same instruction set, threads and library versions"}
-    if device.type == "cuda" and params.deterministic:
+    if device.type == "cuda":
         return {"promised": False, "level": "deterministic algorithms where CUDA has them; the same GPU model usually repeats"}
     return {"promised": False, "level": "the order of sums is not fixed on this device"}
 
@@ -127,6 +129,12 @@ def check_experiment(params: RunParams) -> None:
         InputError: one line with a way out.
     """
     device, backend, reason = who_multiplies(params)
+    if params.powermetrics and not (sys.platform == "darwin" and device == "mps"):
+        where = "on the processor" if sys.platform == "darwin" else "on no Mac"
+        raise InputError(
+            f"powermetrics: true: the run would train {where}, and powermetrics is asked for the power of a Mac's GPU only; "
+            "set powermetrics: false"
+        )
     if params.torch_compile:
         _check_compilation(params, device, backend, reason)
     check_model(params, count_classes(params.dataset, params.data_dir))

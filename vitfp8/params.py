@@ -224,7 +224,7 @@ class RunParams(Parameters):
     )
     augmentation: Annotated[str, Field(strict=True), About()] = Field(description="none, basic or extended")
     workers: Annotated[_Int, Field(ge=0, le=256), _PLACE] = Field(
-        description="processes that read images which do not fit into memory"
+        description="processes that read an image folder; 0 for other data sets, which are held in memory"
     )
 
     # Model
@@ -328,6 +328,8 @@ class RunParams(Parameters):
         dataset = DATASETS[self.dataset]
         if self.in_channels is not None and self.in_channels < dataset.channels:
             raise KeyedError("in_channels", f"but {self.dataset} has {dataset.channels}; take {dataset.channels} or null")
+        for key, (_, why) in idle_values(dict(self)).items():
+            raise KeyedError(key, why)
         _check_experiment_is_what_it_says(self)
         return self
 
@@ -354,6 +356,24 @@ def _check_experiment_is_what_it_says(params: RunParams) -> None:
     raise KeyedError(
         "experiment", f"the values are not its own ({said}); take those of params/{params.experiment}.yaml, or {way_out}"
     )
+
+
+def idle_values(values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Values of a training's parameters that nothing would read: they are refused, never accepted and ignored.
+
+    Args:
+        values: name → value; of a record of an earlier version, which accepted them, too.
+
+    Returns:
+        Name → the value that says so, and why with a way out. Neither decides a number.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    dataset = DATASETS.get(values.get("dataset", ""))
+    if dataset is not None and not dataset.needs_files and values.get("data_dir") is not None:
+        found["data_dir"] = None, f"{dataset.name} comes with scikit-learn and is read from no folder; set data_dir: null"
+    if dataset is not None and dataset.side is not None and values.get("workers"):
+        found["workers"] = 0, f"{dataset.name} is held in memory, so that no worker reads it; set workers: 0"
+    return found
 
 
 def field_notes(kind: type[Parameters] = RunParams) -> dict[str, About]:

@@ -93,7 +93,34 @@ class QuantizeParams(Parameters):
                 "source_experiment",
                 f"but {self.experiment} quantises {source}; name the change with variant, e.g. variant: {self.source_experiment}",
             )
+        self._refuse_idle()
         return self
+
+    def _refuse_idle(self) -> None:
+        """Refuse what would be accepted and ignored; the values of the shipped file stand for "as it comes"."""
+        if "int_240" in self.formats:
+            for key, only in (("granularities", "tensor"), ("operands", "weights")):
+                if only not in getattr(self, key):
+                    raise KeyedError(
+                        key, f"int_240 is defined for weights under one scale alone; add {only}, or take it out of formats"
+                    )
+        ways = [(operands, granularity) for operands in self.operands for granularity in self.granularities]
+        if self.sensitivity:
+            ways.append((self.sensitivity_operands, self.sensitivity_granularity))
+        else:
+            for key, neutral in (("sensitivity_granularity", "tensor"), ("sensitivity_operands", "weights_activations")):
+                if getattr(self, key) != neutral:
+                    raise KeyedError(
+                        key, f"sensitivity is false, and nothing reads it; set sensitivity: true or {key}: {neutral}"
+                    )
+        calibrated = self.export or any(
+            operands == "weights_activations" and granularity != "mx" for operands, granularity in ways
+        )
+        if self.calibration_images != 512 and not (calibrated and set(self.formats) != {"int_240"}):
+            raise KeyedError(
+                "calibration_images",
+                "no activation is quantised under a calibrated scale, and nothing is exported; leave calibration_images: 512",
+            )
 
     @property
     def source_name(self) -> str:

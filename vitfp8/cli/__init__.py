@@ -18,8 +18,12 @@ import click
 from vitfp8.cli.archive import backup, restore
 from vitfp8.cli.batch import run
 from vitfp8.cli.bench import bench
+from vitfp8.cli.diff import diff
+from vitfp8.cli.doctor import doctor
+from vitfp8.cli.export import export
 from vitfp8.cli.importing import import_command
 from vitfp8.cli.machine import check, monitor
+from vitfp8.cli.note import note
 from vitfp8.cli.records import runs
 from vitfp8.cli.report import report
 from vitfp8.cli.streams import keep_standard_streams
@@ -93,5 +97,7 @@ def main() -> None:
     """Train Vision Transformers in FP32, BF16, FP16 and FP8, as notebooks, and report what low precision costs."""
 
 
-for command in (run, check, runs, watch, verify, report, backup, restore, import_command, monitor, bench):
+for command in (
+    run, check, runs, watch, diff, note, verify, report, export, backup, restore, import_command, monitor, bench, doctor,
+):  # fmt: skip
     main.add_command(command)

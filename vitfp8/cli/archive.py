@@ -32,6 +32,10 @@ def backup(source: Path, dest: Path | None, only_verify: bool, moved: bool) -> N
     from vitfp8.workflow.restore import verify
 
     if only_verify:
+        if moved:
+            raise InputError(
+                "--moved: says where a backup's source is now, and --verify reads the backup alone; drop one of them"
+            )
         if dest is not None:
             raise InputError(f"--verify: takes one folder, and {shown(dest)} is a second; give the backup alone")
         check = _until_stopped(lambda **watch: verify(source, **watch), "checking")

@@ -85,6 +85,13 @@ def run(
     if dry_run:
         times = TimeEstimates()
         _print_plan(planned, {item.output: times.of(item) for item in ahead})
+        rules = [
+            f"a cooldown of {pause:g} s between runs" if (pause := study.cooldown if cooldown is None else cooldown) else "",
+            f"a failed run is tried again {retries}×" if retries else "",
+            f"a run is stopped after {timeout:g} s, with a checkpoint" if timeout is not None else "",
+        ]
+        if said := "; ".join(filter(None, rules)):
+            click.echo(f"with {said}")
         print_findings([finding for finding in findings if finding.level != "warning"])
         return
     times = TimeEstimates(measure=False)

@@ -10,7 +10,7 @@ import click
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option("--preset", metavar="P", help="Lay a preset over each file first.")
+@click.option("--preset", metavar="P", help="Lay a preset over each parameter file and study; a preset is checked alone.")
 def check(files: tuple[str, ...], preset: str | None) -> None:
     """Validate parameter files and this machine, before a long batch.
 

@@ -48,8 +48,8 @@ def runs(study: str | None, as_json: bool) -> None:
                 "status": record.status,
                 "origin": record.origin,
                 "reason": record.reason,
-                "progress": _for_json(record.progress),
-                "metrics": _for_json(record.metrics.model_dump()),
+                "progress": for_json(record.progress),
+                "metrics": for_json(record.metrics.model_dump()),
                 "path": str(path),
             }
             for name, path, record in rows
@@ -79,12 +79,16 @@ def _note(record: RunRecord) -> str:
     return ": ".join(part for part in parts if part)
 
 
-def _for_json(value: Any) -> Any:
-    """What JSON can hold: NaN and infinity, which it has no word for, are null."""
+def for_json(value: Any) -> Any:
+    """What JSON can hold: NaN and infinity, which it has no word for, are null.
+
+    Args:
+        value: numbers, texts and containers of them.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _for_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_for_json(item) for item in value]
+        return {key: for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_json(item) for item in value]
     return value

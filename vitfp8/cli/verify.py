@@ -22,24 +22,27 @@ if TYPE_CHECKING:
 def verify(study: str | None, runs: tuple[str, ...], again: bool, data: bool, as_json: bool) -> None:
     """Verify that records, notebooks, parameters, journals, checkpoints and digests agree.
 
-    Without STUDY: every study; STUDY may be the path of one notebook. RUN: the name of a run, e.g. BaseFP32-s0. What may differ
-    without anybody's doing is a note. Exit status 1 when something failed.
+    Without STUDY: every study; STUDY may be one run: its notebook, its run folder, or STUDY/RUN. RUN: the name of a run, e.g.
+    BaseFP32-s0. What may differ without anybody's doing is a note. Exit status 1 when something failed.
     """
     import json
 
     from vitfp8.params import InputError
     from vitfp8.workflow.locate import executed_folder
     from vitfp8.workflow.rerun import check_repeatable
-    from vitfp8.workflow.verify import find_notebooks, verify_data
+    from vitfp8.workflow.verify import Check, find_notebooks, verify_data
     from vitfp8.workflow.verify import verify as verify_records
 
     paths = find_notebooks(study, runs)
     if again and study is None:
         raise InputError("--rerun: executes every run again; name the study, and runs of it if need be")
-    repeats = [path for path in paths if runs or _is_repeatable(path)] if again else []
+    named = bool(runs) or (study is not None and ("/" in study or study.endswith(".ipynb")))
+    passed_over = {path: why for path in paths if again and not named and (why := _why_not_repeatable(path))}
+    repeats = [path for path in paths if again and path not in passed_over]
     for path in repeats:
         check_repeatable(path)
     checks = list(verify_records(paths))
+    checks += [Check(path, "repeat", "note", f"is not executed again: {why}") for path, why in passed_over.items()]
     if data:
         checks += verify_data(paths)
     if not as_json:
@@ -57,16 +60,16 @@ def verify(study: str | None, runs: tuple[str, ...], again: bool, data: bool, as
     sys.exit(any(check.level == "FAILED" for check in checks))
 
 
-def _is_repeatable(path: Path) -> bool:
-    """Whether a run is finished and of this project: without a name, the others are passed over."""
+def _why_not_repeatable(path: Path) -> str | None:
+    """Why a run is passed over where no run is named; None where it is finished and of this project."""
     from vitfp8.params import InputError
     from vitfp8.workflow.rerun import check_repeatable
 
     try:
         check_repeatable(path)
-    except InputError:
-        return False
-    return True
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
 
 
 def _repeat(paths: Sequence[Path], checks: list[Check], quiet: bool) -> int | None:

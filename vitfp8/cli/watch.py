@@ -23,8 +23,12 @@ def watch(study: str | None, interval: float, once: bool) -> None:
 
     Without STUDY: the one that changed last. Where nobody watches (the output is a file or a pipe) it prints once and ends.
     """
+    from vitfp8.params import InputError
     from vitfp8.workflow.progress import latest_study, study_progress
 
+    given = click.get_current_context().get_parameter_source("interval")
+    if once and given is click.core.ParameterSource.COMMANDLINE:
+        raise InputError("--interval: --once looks once; drop one of them")
     folder = latest_study(study)
     if once or not sys.stdout.isatty():
         console().print(_table(study_progress(folder), folder.name))

@@ -26,6 +26,7 @@ from vitfp8.data.formats import (
     TEST,
     TRAIN,
     UNSPLIT,
+    VALIDATION,
     Source,
     find_cifar,
     find_fashion_mnist,
@@ -36,6 +37,9 @@ from vitfp8.data.formats import (
 )
 from vitfp8.data.splits import check_batch_size, split_indices
 from vitfp8.params import InputError, suggest
+
+#: What `validation_fraction` states for a folder with a validation split of its own, where nothing is held out.
+OWN_SPLIT_FRACTION = 0.1
 
 #: Seconds that the preflight waits for a server's answer.
 CONNECT_SECONDS = 10.0
@@ -212,6 +216,11 @@ def check_dataset(
         InputError: it is not there and cannot be had, is damaged, cannot be divided, or has fewer training images than a batch.
     """
     source = _source_ahead(dataset, data_dir, download=download)
+    if VALIDATION in source.parts and validation_fraction not in (None, OWN_SPLIT_FRACTION):
+        raise InputError(
+            f"validation_fraction: {validation_fraction}: {data_dir} has a validation split of its own, which is taken; leave "
+            f"validation_fraction: {OWN_SPLIT_FRACTION}, or remove that split"
+        )
     if validation_fraction is not None:
         training_images = len(split_indices(source, validation_fraction)["train"])
         if batch_size is not None:

@@ -12,17 +12,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint
 from vitfp8.data import ImageData, eval_batches
 from vitfp8.data.batches import augmentation_of
 from vitfp8.data.draws import fixed_order
 from vitfp8.experiment import data_of, keep_freed_memory, resolve_device, set_determinism
 from vitfp8.home import at_home, run_command
-from vitfp8.model import create_model, model_facts
-from vitfp8.params import InputError, Layer, RunParams, field_notes, validate
+from vitfp8.model import model_facts
+from vitfp8.params import InputError, RunParams
 from vitfp8.precision import PreparedPrecision, prepare
 from vitfp8.quantize_params import QuantizeParams
 from vitfp8.record import RunRecord, best_weights, notebook_of, read_source, source_command
+from vitfp8.trained_model import recorded_parameters, trained_model, verified_weights
 
 
 @dataclass(frozen=True)
@@ -163,16 +163,10 @@ def verified_checkpoint(notebook: Path, record: RunRecord) -> tuple[Path, str]:
         record: its record.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, or of another run.
+        InputError: the file is missing, truncated, altered, or of another run.
     """
-    path = best_weights(notebook, record)
-    digest = file_digest(path)
-    if digest != record.checkpoints["best"]:
-        raise CheckpointError(
-            f"{path}: is not the file that the record of {notebook.name} names (SHA-256 {digest[:12]}…, not "
-            f"{record.checkpoints['best'][:12]}…): truncated, altered or of another run; run the source again with --force"
-        )
-    return path, digest
+    best_weights(notebook, record)  # its refusal names the parameter that points to the run
+    return verified_weights(notebook, record, "best")
 
 
 def source_parameters(notebook: Path, record: RunRecord, params: QuantizeParams) -> RunParams:
@@ -186,13 +180,10 @@ def source_parameters(notebook: Path, record: RunRecord, params: QuantizeParams)
     Raises:
         InputError: the record's parameters are none of this version, or those of a training in FP8.
     """
-    about = field_notes()
-    neutral = {key: note.neutral for key, note in about.items() if note.neutral is not ...}
     own = {"device": params.device, "threads": params.threads, "download": params.download, "health_every": 0}
     if params.data_dir is not None:
         own["data_dir"] = params.data_dir
-    layers = [Layer("later parameters", neutral), Layer(str(notebook), record.parameters), Layer("the quantisation", own)]
-    run = validate(layers)
+    run = recorded_parameters(notebook, record, own)
     if run.precision == "fp8":
         raise InputError(
             f"source_run: {str(notebook)!r}: was trained in FP8: its layers are quantised already; take one in another precision"
@@ -221,17 +212,7 @@ def load_source(params: QuantizeParams) -> Source:
             f"data_dir: the data set {run.dataset} is not the one that {notebook.name} was trained on "
             f"(digest {data.digest[:12]}…, not {str(record.data['digest'])[:12]}…); give the folder with those files"
         )
-    model = create_model(run.model_copy(update={"pretrained": False, "pretrained_file": None}), data.classes).to(device)
-    state = load_checkpoint(checkpoint, device=device)
-    if state.get("parameters") != record.first_rule_digest:
-        raise CheckpointError(f"{checkpoint}: belongs to a run with other parameters than {notebook.name}; run the source again")
-    try:
-        model.load_state_dict(state["model"])
-    except (KeyError, RuntimeError, TypeError):
-        raise CheckpointError(
-            f"{checkpoint}: its weights are those of another model than {run.model} as {notebook.name} states it; "
-            "run the source again"
-        ) from None
+    model = trained_model(notebook, record, run, checkpoint, classes=data.classes, device=device)
     facts = model_facts(model, run.model)
     precision = prepare(model, run.precision, device=device, backend=run.backend)
     model.eval()

@@ -2,6 +2,7 @@
 
 from vitfp8.record.backups import BackupState, backup_state
 from vitfp8.record.deciding_code import code_digest, code_digest_rule, compare_code, incomparable_code
+from vitfp8.record.finding import find_run, runs_there
 from vitfp8.record.journal import (
     JOURNAL,
     RUNNER_LOCK,
@@ -26,6 +27,7 @@ from vitfp8.record.reading import (
     load_records,
     load_runs,
     read_record,
+    run_folders,
     says_its_end,
 )
 from vitfp8.record.schema import (
@@ -71,6 +73,7 @@ __all__ = [
     "collect_provenance",
     "compare_code",
     "digest_of",
+    "find_run",
     "git_state",
     "incomparable_code",
     "is_executing",
@@ -88,6 +91,8 @@ __all__ = [
     "read_source",
     "record_from_journal",
     "refuse_finished",
+    "run_folders",
+    "runs_there",
     "says_its_end",
     "source_command",
     "summary_line",

@@ -63,6 +63,7 @@ DECIDING: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "quantize/export.py",
             "quantize/schemes.py",
             "quantize/source.py",
+            "trained_model.py",
         ),
     }
 )

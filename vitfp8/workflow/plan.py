@@ -91,14 +91,19 @@ def layers_for(experiment: str, preset: str | None, assignments: Sequence[tuple[
     layers = [read_layer(parameter_file(experiment))]
     if preset is not None:
         layer = read_layer(preset_file(preset))
-        layers.append(layer if parameters_of(experiment) is RunParams else _only_own(layer, experiment))
+        layers.append(layer if parameters_of(experiment) is RunParams else only_own(layer, experiment))
     if assignments:
-        layers.append(_only_own(Layer("-p", dict(parse_assignment(key, value) for key, value in assignments)), experiment))
+        layers.append(only_own(Layer("-p", dict(parse_assignment(key, value) for key, value in assignments)), experiment))
     return layers
 
 
-def _only_own(layer: Layer, experiment: str) -> Layer:
-    """A layer without the keys that only other kinds of experiment have; what no kind has stays, and is refused."""
+def only_own(layer: Layer, experiment: str) -> Layer:
+    """A layer without the keys that only other kinds of experiment have; what no kind has stays, and is refused.
+
+    Args:
+        layer: a preset, or ``-p`` options.
+        experiment: whose kind counts.
+    """
     own = parameters_of(experiment).model_fields
     foreign = {key for kind in PARAMETER_CLASSES.values() for key in kind.model_fields} - set(own)
     return Layer(layer.source, {key: value for key, value in layer.values.items() if key not in foreign}, layer.lines)
@@ -146,7 +151,11 @@ def plan_batch(
     check_study_name(study_name)
     check_experiments(experiments)
     check_experiments(skip, "--skip")
-    chosen = [name for name in (experiments or study.experiments) if name not in skip]
+    wanted = experiments or study.experiments
+    for name in skip:
+        if name not in wanted:
+            raise InputError(f"--skip: {name!r}: would not run anyway; the command runs {', '.join(wanted)}: drop it")
+    chosen = [name for name in wanted if name not in skip]
     if not chosen:
         raise InputError("--skip: leaves nothing to run; skip fewer experiments")
     _check_assignments(assignments, chosen)

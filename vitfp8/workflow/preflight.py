@@ -23,7 +23,7 @@ from vitfp8.record import backup_state, git_state, read_record
 from vitfp8.workflow.estimates import PROCESS_BYTES, disk_bytes, memory_bytes
 from vitfp8.workflow.files import size_words
 from vitfp8.workflow.locate import executed_folder, parameter_file, preset_file
-from vitfp8.workflow.plan import PlannedRun, layers_for
+from vitfp8.workflow.plan import PlannedRun, layers_for, only_own
 from vitfp8.workflow.study import Study, parse_study
 
 #: Room on the disk beyond what is needed, as a part of it: below that a warning is given.
@@ -311,7 +311,7 @@ def _check_file(file: Path, over: list[Layer], preset: str | None) -> tuple[str,
         study = parse_study(layer)
         return f"a valid study of {len(study.experiments)} experiments × {len(study.seeds)} seeds", _runs_of(study, preset)
     if parameters_of(str(layer.values.get("experiment"))) is QuantizeParams:
-        quantization = validate([layer], QuantizeParams)
+        quantization = validate([layer, *(only_own(each, str(layer.values["experiment"])) for each in over)], QuantizeParams)
         _check_source(quantization, planned=True)
         return f"valid; {quantization.run_name} can run here after {quantization.source_name}", []
     if "experiment" in layer.values or not _is_preset(file):

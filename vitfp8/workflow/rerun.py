@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.home import at_home
-from vitfp8.params import InputError
+from vitfp8.params import InputError, idle_values
 from vitfp8.record import RecordError, RunRecord, code_digest_rule, incomparable_code, read_record
 from vitfp8.workflow.execution import Signals, execute
 from vitfp8.workflow.verify import Check, sha256_of
@@ -92,6 +92,9 @@ def _rerun_in(
     output = aside / "repeat" / path.name
     output.parent.mkdir()
     parameters: dict[str, Any] = {**record.parameters, "run_folder": str(output.with_suffix(""))}
+    if record.kind == "run":  # earlier versions accepted what nothing read; and a repeat compares bits, not watts
+        parameters |= {key: value for key, (value, _) in idle_values(parameters).items()}
+        parameters["powermetrics"] = False
     if record.kind == "quantization":  # its source is found beside the lab record, not in the folder aside
         beside = path.with_name(f"{record.source.get('run')}.ipynb")
         parameters["source_run"] = str(beside.absolute() if beside.is_file() else at_home(str(record.source.get("path"))))

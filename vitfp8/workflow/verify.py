@@ -26,6 +26,7 @@ from vitfp8.record import (
     agrees_with_digest,
     code_digest,
     compare_code,
+    find_run,
     incomparable_code,
     is_executing,
     payload_digest,
@@ -88,18 +89,17 @@ def find_notebooks(study: str | None = None, runs: Sequence[str] = (), *, execut
     """The lab records to verify.
 
     Args:
-        study: name of a study, or the path of one notebook; None: every study.
+        study: name of a study, or one run as `vitfp8.record.find_run` takes it; None: every study.
         runs: names of runs of that study; none: all of them.
         executed: the folder of the studies; None: ``executed/`` at the study's home.
 
     Raises:
         InputError: there is no such study or run.
     """
-    if study is not None and study.endswith(".ipynb"):
-        if not Path(study).is_file():
-            raise InputError(f"{study}: there is no such notebook; `vitfp8 runs` lists what there is")
-        return [Path(study), *(Path(study).with_name(f"{run}.ipynb") for run in runs)]
     executed = executed or executed_folder()
+    if study is not None and (study.endswith(".ipynb") or "/" in study):
+        notebook = find_run(study, executed=executed)
+        return [notebook, *(notebook.with_name(f"{run}.ipynb") for run in runs)]
     there = sorted(path.name for path in executed.glob("*") if path.is_dir())
     if study is not None and study not in there:
         raise InputError(f"study: {study!r}: there is no {executed / study}; {suggest(study, there) if there else 'none yet'}")
@@ -471,7 +471,9 @@ def verify_data(paths: Iterable[Path]) -> Iterator[Check]:
     for path in paths:
         loaded = _load(path)
         record = loaded.record if isinstance(loaded, _Run) else None
-        if record is not None and record.weights_digest:
+        if record is None:
+            continue
+        if record.weights_digest:
             file = record.parameters.get("pretrained_file")
             model = str(record.parameters.get("model"))
             here, what = weights_digest(model, file), file or model
@@ -480,7 +482,8 @@ def verify_data(paths: Iterable[Path]) -> Iterator[Check]:
             elif here != record.weights_digest:
                 text = f"{what} is another today: its SHA-256 is {shown(here)}, in the record {shown(record.weights_digest)}"
                 yield Check(path, "pretrained weights", "FAILED", text)
-        if record is None or record.origin == "imported" or not {"name", "digest", "validation_fraction"} <= set(record.data):
+        if record.origin == "imported" or not {"name", "digest", "validation_fraction"} <= set(record.data):
+            yield Check(path, "data", "note", "its record names no digest of its data set; it cannot be compared")
             continue
         which = (record.data["name"], record.parameters.get("data_dir"), record.data["validation_fraction"])
         if which not in seen:
