@@ -40,7 +40,7 @@ MAY_IMPORT = {
         "checkpoint",
         "experiment",
     },
-    "analysis": {"catalog", "params", "record"},
+    "analysis": {"catalog", "params", "quantize_params", "record"},
     # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor; a repeat
     # compares last weights, which only a checkpoint knows how to load
     "workflow": {

@@ -49,6 +49,15 @@ class Experiment:
 #: What "Augm" changes at once; said wherever the factor is named.
 AUGM_BUNDLE = "extended augmentation, stronger weight decay, label smoothing, gradient clipping and warm-up"
 
+#: Augmentation level of an experiment → the values of the parameters that change with it. An experiment is what it says: one
+#: without a variant has exactly the values of its row.
+BUNDLES: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
+    {
+        "basic": MappingProxyType({"weight_decay": 0.05, "label_smoothing": 0.0, "gradient_clip": None, "warmup_fraction": 0.0}),
+        "extended": MappingProxyType({"weight_decay": 0.1, "label_smoothing": 0.1, "gradient_clip": 1.0, "warmup_fraction": 0.1}),
+    }
+)
+
 _EXPERIMENTS = (
     Experiment(name="BaseFP32", label="Baseline FP32", precision="fp32", augmentation="basic",
                color="#e74c3c", linestyle="-", marker="o", hatch="", core=True),

@@ -23,6 +23,7 @@ from vitfp8.record.reading import (
     read_record,
     says_its_end,
 )
+from vitfp8.record.remarks import SUPERSEDED, Remark, remark_words, remarks_of, superseded_of
 from vitfp8.record.schema import (
     RECORD_MIME,
     EpochRow,
@@ -35,12 +36,14 @@ from vitfp8.record.schema import (
     SensitivityRow,
     digest_of,
     payload_digest,
+    quartiles,
 )
 from vitfp8.record.source import best_weights, notebook_of, read_source, source_command
 
 __all__ = [
     "JOURNAL",
     "RECORD_MIME",
+    "SUPERSEDED",
     "BackupState",
     "EpochRow",
     "Hardware",
@@ -49,6 +52,7 @@ __all__ = [
     "Metrics",
     "Precision",
     "RecordError",
+    "Remark",
     "QuantizationRow",
     "RunJournal",
     "RunRecord",
@@ -71,10 +75,14 @@ __all__ = [
     "now",
     "payload_digest",
     "processor_and_cores",
+    "quartiles",
     "read_record",
     "read_source",
     "record_from_journal",
+    "remark_words",
+    "remarks_of",
     "says_its_end",
     "source_command",
     "summary_line",
+    "superseded_of",
 ]

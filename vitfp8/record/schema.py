@@ -11,8 +11,9 @@ import base64
 import hashlib
 import json
 import math
+import statistics
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -148,6 +149,7 @@ class Metrics(_Part):
     ``test_acc`` is the primary endpoint: the last epoch's weights. ``best_test_acc`` has the weights of the best validation
     epoch. The generalisation gap is `final_train_acc` − `final_val_acc`, the former on the clean subset. ``compile_seconds`` is
     what the first training step of a compiled model took beyond the second; it enters no throughput.
+    ``epoch_seconds_*`` leave the first epoch out where there are more; ``q1`` and ``q3`` are quartiles.
     """
 
     epochs: _Count = None
@@ -165,9 +167,24 @@ class Metrics(_Part):
     train_seconds: _Amount = None
     epoch_seconds_mean: _Amount = None
     epoch_seconds_sd: _Amount = None
+    epoch_seconds_median: _Amount = None
+    epoch_seconds_q1: _Amount = None
+    epoch_seconds_q3: _Amount = None
     images_per_second: _Amount = None
     compile_seconds: _Amount = None
     skipped_steps: _Count = None
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile, interpolated between neighbours.
+
+    Args:
+        values: at least one.
+    """
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 class Hardware(_Part):
@@ -281,6 +298,8 @@ class RunRecord(_Part):
         predictions: per-image classes on the test set: ``labels``, ``last``, ``best``.
         health: numeric health, in columns.
         checkpoints: name → SHA-256 of the weights' file.
+        continued: where the run went on from a checkpoint, an entry each time: ``time``, and ``epoch`` and ``step`` (within the
+            next epoch) that were done.
         deterministic: ``promised`` (bool), ``level`` (text), ``digest`` of the part that a repeat reproduces.
         notes: dated notes, merged from the run log.
         source: of a quantisation: the run that it started from, its figures and digests.
@@ -315,6 +334,7 @@ class RunRecord(_Part):
     predictions: dict[str, _Classes] = Field(default_factory=dict)
     health: dict[str, Any] = Field(default_factory=dict)
     checkpoints: dict[str, str] = Field(default_factory=dict)
+    continued: list[dict[str, Any]] = Field(default_factory=list)
     deterministic: dict[str, Any] = Field(default_factory=dict)
     notes: list[dict[str, Any]] = Field(default_factory=list)
     source: dict[str, Any] = Field(default_factory=dict)

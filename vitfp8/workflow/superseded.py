@@ -6,10 +6,8 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
+from vitfp8.record import SUPERSEDED
 from vitfp8.workflow.plan import RUNNER_LOCK
-
-#: Folder inside a study's for what was replaced.
-SUPERSEDED = "superseded"
 
 
 def move_aside(output: Path) -> None:
