@@ -35,7 +35,7 @@ def _number(value: Any) -> float | None:
 
 
 def _loads(record: RunRecord) -> list[tuple[float, float]]:
-    """Load of the machine (fraction of all processors) and of the process (in processors), a pair a sample within the training."""
+    """Load of the machine (fraction of all processors) and of the process (in processors), one pair per sample."""
     samples = record.hardware.samples
     columns = [samples.get(key, []) for key in ("seconds", "cpu_percent", "process_cpu_percent")]
     if not all(isinstance(column, list) for column in columns):
@@ -51,7 +51,7 @@ def _loads(record: RunRecord) -> list[tuple[float, float]]:
 
 
 def _processors(record: RunRecord) -> Sequence[int]:
-    """How many processors the machine's load is a share of; of records that know the number of cores alone, both that it may be."""
+    """How many processors the machine's load is a share of: both that it may be where a record knows the cores alone."""
     counts = [record.provenance.get(key) for key in ("logical_cores", "cores")]
     logical, cores = (count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else None for count in counts)
     return (logical,) if logical else (cores, 2 * cores) if cores else ()

@@ -335,17 +335,18 @@ class StudyResults:
         for run in completed["run"]:
             keyed.setdefault(_group_key(self.records[run]), []).append(run)
         found = sorted(keyed.values(), key=lambda names: _order(self.records[names[0]]))
-        siblings: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        siblings: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for names in found:
             record = self.records[names[0]]
-            siblings.setdefault(_cell(record), []).append(_context(record))
+            siblings.setdefault((*_cell(record), recorded_words(departures(record))), []).append(_context(record))
         styles = _Styles()
         groups = []
         for names in found:
             record = self.records[names[0]]
             context = _context(record)
             differing = departures(record)
-            suffix = ", ".join(filter(None, (recorded_words(differing), _differences(context, siblings[_cell(record)]))))
+            recorded = recorded_words(differing)
+            suffix = ", ".join(filter(None, (recorded, _differences(context, siblings[(*_cell(record), recorded)]))))
             groups.append(
                 Group(
                     experiment=record.experiment,
@@ -426,9 +427,9 @@ class StudyResults:
                 del cell[other]
                 older[other] = run
             cell[run] = record
-        order = {key: (next(iter(cell.values())).origin == "imported", next(iter(cell.values())).variant, key)
-                 for key, cell in cells.items()}  # fmt: skip
-        chosen = [dict(sorted(cells[key].items(), key=lambda pair: pair[1].seed or 0)) for key in sorted(cells, key=order.__getitem__)]
+        first = {key: next(iter(cell.values())) for key, cell in cells.items()}
+        keys = sorted(cells, key=lambda key: (first[key].origin == "imported", first[key].variant, key))
+        chosen = [dict(sorted(cells[key].items(), key=lambda pair: pair[1].seed or 0)) for key in keys]
         return chosen, {run: older.get(later, later) for run, later in older.items()}
 
     @property
@@ -483,8 +484,7 @@ class StudyResults:
 
     @property
     def missing_experiments(self) -> list[str]:
-        """Those of the four core experiments without a completed run of their own: a variant is none, nor is a run with other
-        factors than the name says."""
+        """Those of the four core experiments without a completed run: variants, and runs with other factors, are none."""
         there = {group.experiment for group in self.groups if group.of_design}
         return [name for name, row in EXPERIMENTS.items() if row.core and name not in there]
 
@@ -518,8 +518,8 @@ class StudyResults:
                 runs = list(group.runs["run"])
                 what = ", ".join(f"{key_words(key)} {value_words(key, value)}" for key, value in group.departures.items())
                 said.append(
-                    f"{', '.join(runs)}: {'is' if len(runs) == 1 else 'are'} named {label_of(group.experiment)}, but recorded with "
-                    f"{what}: labelled “{group.label}”, and in no contrast of the design."
+                    f"{', '.join(runs)} {'is' if len(runs) == 1 else 'are'} named {label_of(group.experiment)}, but recorded "
+                    f"with {what}: labelled “{group.label}” here, and in no contrast of the design."
                 )
         return said
 
@@ -531,9 +531,9 @@ class StudyResults:
             return []
         parts = ", ".join(f"{run} ({100 * share:.0f} % of the processors)" for run, share in told)
         return [
-            f"Others took the processor while {parts} trained: times, memory and energy of "
-            f"{'this run' if len(told) == 1 else 'these runs'} are in no mean and no comparison, or are marked {disturbance.MARK} where "
-            "an experiment has no other run. Accuracies are not affected."
+            f"Others took the processor while {parts} trained. Times, memory and energy of "
+            f"{'this run' if len(told) == 1 else 'these runs'} are in no mean and no comparison; where an experiment has no "
+            f"other run, they are shown with {disturbance.MARK}. Accuracies are not affected."
         ]
 
     def warnings(self) -> list[str]:

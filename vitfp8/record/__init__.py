@@ -25,6 +25,7 @@ from vitfp8.record.reading import (
 )
 from vitfp8.record.remarks import SUPERSEDED, Remark, remark_words, remarks_of, superseded_of
 from vitfp8.record.schema import (
+    NOT_8_BITS,
     RECORD_MIME,
     EpochRow,
     Hardware,
@@ -42,6 +43,7 @@ from vitfp8.record.source import best_weights, notebook_of, read_source, source_
 
 __all__ = [
     "JOURNAL",
+    "NOT_8_BITS",
     "RECORD_MIME",
     "SUPERSEDED",
     "BackupState",

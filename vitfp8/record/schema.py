@@ -194,6 +194,10 @@ class Hardware(_Part):
     samples: dict[str, list[Any]] = Field(default_factory=dict)
 
 
+#: Format of quantisation after training that takes more than 8 bits: it is never the best 8-bit way.
+NOT_8_BITS = "int_240"
+
+
 class QuantizationRow(_Part):
     """A model quantised in one way, evaluated on the test set, beside its source on the same images.
 
@@ -369,6 +373,16 @@ class RunRecord(_Part):
         """``<experiment>[~<variant>]-s<seed>``; imported runs without a seed have none."""
         variant = f"~{self.variant}" if self.variant else ""
         return f"{self.experiment}{variant}" + (f"-s{self.seed}" if self.seed is not None else "-imported")
+
+    @property
+    def best_way(self) -> QuantizationRow | None:
+        """Of a quantisation: the row of the 8-bit way that costs least accuracy; None where none is known."""
+        known = [
+            (row.accuracy_difference, row)
+            for row in self.quantization
+            if row.format != NOT_8_BITS and row.accuracy_difference is not None and math.isfinite(row.accuracy_difference)
+        ]
+        return max(known, key=lambda pair: pair[0])[1] if known else None
 
     def deterministic_part(self) -> dict[str, Any]:
         """What a repeat with the same parameters on the same kind of machine reproduces bit by bit."""

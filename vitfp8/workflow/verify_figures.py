@@ -14,7 +14,6 @@ from vitfp8.params import identity_digest
 from vitfp8.quantize_params import parameters_of
 from vitfp8.record import EpochRow, RunRecord, digest_of
 
-
 #: Final figures that were added after the first release.
 _LATER_FIGURES = ("epoch_seconds_median", "epoch_seconds_q1", "epoch_seconds_q3")
 
