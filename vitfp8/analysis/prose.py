@@ -136,8 +136,8 @@ def seeds_remark(results: StudyResults) -> str:
         least = f"; the least p that {n} paired seeds can give is {least_p(n):.3g}" if n > 1 else ""
         return f"{there}, compared in {_range(pairs)} pairs{least}, so that no test can reach 0.05{intervals}."
     return (
-        f"{there}; {len(short)} of {len(pairs)} comparisons have fewer than {LEAST_SEEDS_FOR_A_TEST} pairs, with which no test "
-        f"can reach 0.05{intervals}."
+        f"{there}; {len(short)} of {len(pairs)} comparisons {'has' if len(short) == 1 else 'have'} fewer than "
+        f"{LEAST_SEEDS_FOR_A_TEST} pairs, with which no test can reach 0.05{intervals}."
     )
 
 
@@ -185,7 +185,7 @@ def methods(results: StudyResults) -> str:
         sentences += IMPORTED_CAVEATS
     machines = sorted({group.machine for group in groups if not group.imported})
     if machines:
-        sentences.append(f"The runs were executed on {md(listed(machines))}.")
+        sentences.append(f"The models were trained on {md(listed(machines))}.")
     return "\n\n".join(filter(None, [" ".join(filter(None, sentences)), arithmetic(results), after]))
 
 
@@ -326,7 +326,7 @@ def _quantized_outcome(group: QuantizedGroup) -> str:
         few = "the only way to 8 bits" if len(judged) == 1 else f"of {len(judged)} ways to 8 bits the best on the test set"
         parts.append(f"{few} changes it by {points(best[1])} points{reached} ({md(way_words(best[0]))})")
         if len(judged) > 1:
-            parts.append(f"the worst by {points(worst[1])} ({md(way_words(worst[0]))})")
+            parts.append(f"the worst by {points(worst[1])} points ({md(way_words(worst[0]))})")
     return (", ".join(parts) if parts else "no accuracy is recorded") + "."
 
 

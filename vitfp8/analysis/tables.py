@@ -249,6 +249,7 @@ def _whole_cell(key: str) -> Callable[[Group], str]:
 #: The rows of the comparison, in order.
 METRIC_ROWS: tuple[MetricRow, ...] = (
     MetricRow(key="precision", label="Effective precision", text=_precision_cell),
+    MetricRow(key="augmentation", label="Augmentation", text=lambda group: str(group.stated.get("augmentation") or MISSING)),
     MetricRow(key="epochs", label="Epochs", text=_whole_cell("epochs")),
     MetricRow(key="test_acc", label="Test accuracy, last weights (%)", factor=100),
     MetricRow(key="best_test_acc", label="Test accuracy, best weights (%)", factor=100),
@@ -299,6 +300,15 @@ def diverged_beside(results: StudyResults, group: Group) -> int:
     )
 
 
+def _changes(results: StudyResults) -> dict[str, str]:
+    """Label of a variant → what it changes against its base, by the records; variants without a base are left out."""
+    return {
+        contrast.first.label: contrast.changed_words
+        for contrast in find_contrasts(results)[0]
+        if contrast.family == "variants" and contrast.first.experiment == contrast.second.experiment
+    }
+
+
 _COMPARISON_COLUMNS = [
     "metric", "experiment", "variant", "origin", "group", "backend", "n", "mean", "sd", "ci_low", "ci_high", "min", "max",
 ]  # fmt: skip
@@ -314,6 +324,9 @@ def comparison(results: StudyResults, groups: Sequence[Group] | None = None, ste
     """
     groups = results.groups if groups is None else groups
     rows = [["Runs (n)", *(_runs_cell(results, group) for group in groups)]] if groups else []
+    if any(group.variant for group in groups):
+        changes = _changes(results)
+        rows.append(["Differs from its base in", *(changes.get(group.label, MISSING) for group in groups)])
     for row in METRIC_ROWS:
         if not groups or (row.optional and not any(group.values(row.key) for group in groups)):
             continue
@@ -333,8 +346,9 @@ def comparison(results: StudyResults, groups: Sequence[Group] | None = None, ste
         notes.append(
             f"{MARK} others took the processor during every run: times, memory and energy are shown, and are not to be compared."
         )
-    if any(0 < group.disturbed < group.n for group in groups):
-        notes.append("Times, memory and energy are means over the runs during which nobody else took the processor.")
+    if left := sum(group.disturbed for group in groups if group.disturbed < group.n):
+        runs = "one run" if left == 1 else f"{left} runs"
+        notes.append(f"Times, memory and energy leave out {runs} during which others took the processor.")
     values = [
         [
             row.key, group.experiment, group.variant, group.origin, group.label, group.backend,
@@ -472,6 +486,7 @@ def precision_table(results: StudyResults) -> ReportTable:
             else:
                 converted = f"{sum(layer.converted for layer in p.layers)} of {len(p.layers)}" if p.layers else MISSING
                 asked, ran = (PRECISIONS.get(name, name) for name in (p.requested, p.effective))
+                ran += f", {p.recipe}" if p.recipe else ""
                 cells = (group.label, asked, ran, p.backend, converted, one_line(p.reason, 300) or MISSING)
             counted[cells] = counted.get(cells, 0) + 1
     rows = [[cells[0], str(count), *cells[1:]] for cells, count in counted.items()]

@@ -23,6 +23,7 @@ def runs(study: str | None, as_json: bool) -> None:
     """List what is there, also unfinished, failed and diverged runs."""
     import json
 
+    from vitfp8.analysis.disturbance import disturbed
     from vitfp8.params import InputError, printable
     from vitfp8.record import load_records, remarks_of, superseded_of
     from vitfp8.workflow.locate import EXECUTED
@@ -56,6 +57,7 @@ def runs(study: str | None, as_json: bool) -> None:
                 "progress": _for_json(record.progress),
                 "metrics": _for_json(record.metrics.model_dump()),
                 **_quantized(record),
+                "disturbed": disturbed(record),
                 "continued": _for_json(record.continued),
                 "notes": _for_json(record.notes),
                 "remarks": [vars(remark) for remark in remarks],
@@ -90,11 +92,13 @@ def runs(study: str | None, as_json: bool) -> None:
 
 def _note(record: RunRecord, remarks: Sequence[Remark]) -> str:
     """What the table says of a run beside its figures."""
+    from vitfp8.analysis.disturbance import disturbed
     from vitfp8.record import remark_words
 
     parts = ["imported" if record.origin == "imported" else "", record.reason or ""]
     said = ": ".join(part for part in parts if part)
-    return "; ".join(filter(None, [said, remark_words(remarks)]))
+    busy = "others took the processor" if disturbed(record) else ""
+    return "; ".join(filter(None, [said, remark_words(remarks), busy]))
 
 
 def _quantized(record: RunRecord) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def print_findings(findings: Sequence[Finding]) -> None:
 def record_cells(record: Any) -> tuple[str, str, str, str]:
     """Epoch, best validation accuracy, test accuracy and time of a record, as text.
 
-    Of a quantisation after training: measurements, and the test accuracy of the 8-bit way that costs least, with its difference to
-    the source in points.
+    Of a quantisation after training: measurements, and the test accuracy of the 8-bit way that costs least, with its difference
+    to the source in points.
     """
     if record is None:
         return "", "", "", ""
