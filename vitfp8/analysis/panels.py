@@ -252,7 +252,7 @@ def _bar_axes(ax: Axes, groups: Sequence[Group], bars: Bars, least: float, great
     top = (100.0 if bars.percent else greatest) or 1.0
     ax.set_xlim(1.05 * least, least + room * (top - least) if least < 0 else room * top)
     ax.set_ylim(len(groups) - 0.4, -0.6)
-    ax.set_yticks(range(len(groups)), [plot_label(group.label, 30) for group in groups] if names else [""] * len(groups))
+    ax.set_yticks(range(len(groups)), [plot_label(group.label, 36) for group in groups] if names else [""] * len(groups))
     ax.tick_params(axis="y", length=0)
     ticks = [0, 50, 100] if bars.percent else MaxNLocator(nbins=3).tick_values(least, top)
     ax.set_xticks([tick for tick in ticks if least <= tick <= 1.0001 * top])
