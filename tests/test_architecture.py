@@ -45,7 +45,7 @@ MAY_IMPORT = {
         "experiment",
         "trained_model",
     },
-    "analysis": {"catalog", "params", "home", "record"},
+    "analysis": {"catalog", "params", "quantize_params", "home", "record"},
     # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor; a repeat
     # compares last weights, which only a checkpoint knows how to load
     "workflow": {

@@ -40,6 +40,8 @@ from vitfp8.record import (
     collect_provenance,
     digest_of,
     now,
+    quartiles,
+    record_from_journal,
     refuse_finished,
 )
 from vitfp8.trainer import Evaluation, Outcome, ViTTrainer
@@ -179,6 +181,7 @@ class Experiment:
         folder: run folder.
         provenance: code, versions, machine.
         passed_over: damaged checkpoints that were passed over when the run continued, one line each.
+        went_on: ``epoch`` and ``step`` that were done when the run continued from a checkpoint; empty: it begins.
     """
 
     params: RunParams
@@ -192,6 +195,7 @@ class Experiment:
     folder: Path
     provenance: dict[str, Any]
     passed_over: list[str] = field(default_factory=list)
+    went_on: dict[str, int] = field(default_factory=dict)
 
     def machine(self) -> dict[str, Any]:
         """What a reader wants to know of the machine, in words and numbers."""
@@ -206,7 +210,8 @@ class Experiment:
             defaults_taken: parameters that the notebook took from its defaults.
         """
         params = self.params
-        return RunRecord(
+        before = record_from_journal(self.folder) if self.went_on else None  # what it said of earlier interruptions stays said
+        record = RunRecord(
             experiment=params.experiment,
             variant=params.variant,
             seed=params.seed,
@@ -224,8 +229,12 @@ class Experiment:
             progress={"epoch": self.trainer.epoch, "epochs": params.epochs, "steps_per_epoch": len(self.trainer.batches)},
             history=[EpochRow.model_validate(row) for row in self.trainer.history],
             deterministic=dict(self.determinism),
-            notes=[{"time": now(), "text": problem} for problem in self.passed_over],
+            continued=before.continued if before else [],
+            notes=[*(before.notes if before else []), *({"time": now(), "text": problem} for problem in self.passed_over)],
         )
+        if self.went_on:
+            record.continued = [*record.continued, {"time": now(), **self.went_on}]
+        return record
 
     def run(self, journal: RunJournal, on_epoch: Callable[[list[dict[str, Any]]], None] | None = None) -> RunRecord:
         """Train, evaluate, and write everything into the journal.
@@ -313,6 +322,7 @@ def summarize(history: Sequence[Mapping[str, Any]], *, best_epoch: int, best_val
     last = history[-1]
     steady = list(history[1:]) or list(history)
     epoch_seconds = [row["epoch_seconds"] for row in steady]
+    low, middle, high = quartiles(epoch_seconds)
     clean, val = last["clean_train_acc"], last["val_acc"]
     return Metrics(
         epochs=last["epoch"],
@@ -326,6 +336,9 @@ def summarize(history: Sequence[Mapping[str, Any]], *, best_epoch: int, best_val
         train_seconds=math.fsum(row["epoch_seconds"] for row in history),
         epoch_seconds_mean=statistics.fmean(epoch_seconds),
         epoch_seconds_sd=statistics.stdev(epoch_seconds) if len(epoch_seconds) > 1 else None,
+        epoch_seconds_median=middle,
+        epoch_seconds_q1=low,
+        epoch_seconds_q3=high,
         images_per_second=statistics.median(row["images_per_second"] for row in steady),
     )
 
@@ -431,4 +444,5 @@ def prepare_experiment(params: RunParams) -> Experiment:
         folder=folder,
         provenance=provenance,
         passed_over=passed_over,
+        went_on={"epoch": trainer.epoch, "step": trainer.step_in_epoch} if trainer.epoch or trainer.step_in_epoch else {},
     )

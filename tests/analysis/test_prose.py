@@ -52,7 +52,7 @@ def test_missing_experiments_and_diverged_runs_are_named(study: Study) -> None:
 
 def test_only_native_times_are_put_beside_each_other(four: Path) -> None:
     text = prose.time_remark(load_results(four))
-    assert "native arithmetic took on CPU, Test processor: Baseline FP32 2.06 s and Augmented FP32 2.06 s." in text
+    assert "native arithmetic took on CPU, Test processor, in the median (and quartiles): Baseline FP32 2.07 s (" in text
     assert "Baseline FP16 and Augmented FP16 are those of an emulation" in text
 
 

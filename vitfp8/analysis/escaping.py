@@ -15,8 +15,8 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "±": r"$\pm$", "−": r"$-$", "×": r"$\times$",
-    "†": r"\dag{}", "≤": r"$\leq$", "≥": r"$\geq$", "°": r"\textdegree{}", "–": "--", "—": "---", "…": r"\dots{}",
-    "[": "{[}", "]": "{]}", "\u00a0": "~", "-": "{-}",
+    "†": r"\dag{}", "‡": r"\ddag{}", "≤": r"$\leq$", "≥": r"$\geq$", "°": r"\textdegree{}", "–": "--", "—": "---",
+    "…": r"\dots{}", "[": "{[}", "]": "{]}", "\u00a0": "~", "-": "{-}",
 }  # fmt: skip
 
 

@@ -19,19 +19,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vitfp8.analysis import disturbance
+from vitfp8.analysis.factors import (
+    BUNDLE_KEYS,
+    DATA_KEYS,
+    MACHINE_KEYS,
+    NAMES,
+    PRECISION_KEYS,
+    departures,
+    differing_keys,
+    key_words,
+    recorded_precision,
+    recorded_words,
+    value_words,
+)
 from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of, row_of
 from vitfp8.home import at_home, run_command, study_home
-from vitfp8.params import InputError, RunParams, identity_of
-from vitfp8.record import RunRecord, code_digest_rule, load_history, load_records, load_runs
-
-#: Parameters that "Augm" changes together; a contrast of augmentation lets exactly these differ.
-BUNDLE_KEYS = ("augmentation", "weight_decay", "label_smoothing", "gradient_clip", "warmup_fraction")
-
-#: Parameters that say how the arithmetic is done; a contrast of precision lets exactly these differ.
-PRECISION_KEYS = ("precision", "backend", "loss_scale", "loss_scale_interval")
-
-#: Parameters that say where a run ran: they decide bits and times, not what is compared.
-MACHINE_KEYS = ("device", "threads", "deterministic", "micro_batch_size")
+from vitfp8.params import InputError, identity_of
+from vitfp8.quantize_params import parameters_of
+from vitfp8.record import (
+    Remark,
+    RunRecord,
+    code_digest_rule,
+    load_history,
+    load_records,
+    load_runs,
+    quartiles,
+    remarks_of,
+    superseded_of,
+)
 
 #: What stands for the epochs of a run that trains nothing.
 MISSING_EPOCHS = "–"
@@ -48,8 +64,6 @@ IMPORTED_CAVEATS = (
 
 #: No loss, norm or time is as large; squares of such numbers, and sums of them, overflow.
 _LARGEST = 1e100
-
-_IDENTITY_KEYS = ("experiment", "variant", "seed")
 
 #: Styles for what the catalogue does not know, and for further groups of one experiment.
 _SPARE_COLORS = ("#7f3c8d", "#525252", "#0072b2", "#b8860b", "#008080", "#d55e00")
@@ -80,6 +94,16 @@ def finite_values(values: Iterable[Any]) -> list[float]:
         values: anything that a record may hold.
     """
     return [number for number in map(finite, values) if number is not None]
+
+
+def steady_seconds(values: Iterable[Any]) -> list[float]:
+    """The seconds of a run's epochs that count: without the first, slower one where there are more.
+
+    Args:
+        values: in the order of the epochs.
+    """
+    seconds = list(values)
+    return finite_values(seconds[1:] or seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +147,8 @@ class Group:
         origin: ``run`` or ``imported``.
         label: what figures and tables call it.
         parameters: deciding parameters that the runs share.
+        stated: every parameter of the first run's record.
+        departures: factors in which the runs are not what their name says, see `vitfp8.analysis.factors.departures`.
         machine: device and processor.
         backend: ``native``, ``emulated`` or None where the record does not say.
         precision: effective precision.
@@ -136,6 +162,8 @@ class Group:
     origin: str
     label: str
     parameters: Mapping[str, Any]
+    stated: Mapping[str, Any]
+    departures: Mapping[str, Any]
     machine: str
     backend: str | None
     precision: str | None
@@ -159,9 +187,54 @@ class Group:
         return self.origin == "imported"
 
     @property
+    def of_design(self) -> bool:
+        """Whether it is a cell of the design: no variant, and what its name says."""
+        return not self.variant and not self.departures
+
+    @cached_property
+    def disturbed(self) -> int:
+        """Number of runs during which others took the processor."""
+        return sum(value is True for value in self.runs.get("disturbed", []))
+
+    @property
+    def marks(self) -> str:
+        """What stands beside its times, memory and energy: † emulated, ‡ every run was disturbed; empty: they may be compared."""
+        return " ".join(("†",) * self.emulated + (disturbance.MARK,) * (self.disturbed == self.n))
+
+    @property
     def marked_label(self) -> str:
-        """The label, with a dagger where times are those of emulated arithmetic."""
-        return f"{self.label} †" if self.emulated else self.label
+        """The label, with the marks of its times."""
+        return f"{self.label} {self.marks}".rstrip()
+
+    @cached_property
+    def undisturbed_runs(self) -> list[str]:
+        """The runs whose times count: those that nobody disturbed, or all of them where every one was."""
+        names = list(self.runs["run"])
+        if not 0 < self.disturbed < self.n:
+            return names
+        return [run for run, value in zip(names, self.runs["disturbed"], strict=True) if value is not True]
+
+    def timed_values(self, key: str) -> list[float]:
+        """The finite values of a column about time, memory or energy: without disturbed runs, unless all were disturbed.
+
+        Args:
+            key: the column of `runs`.
+        """
+        kept = self.runs[self.runs["run"].isin(self.undisturbed_runs)]
+        return finite_values(kept[key]) if key in kept else []
+
+    def epoch_quartiles(self) -> tuple[float, float, float] | None:
+        """First quartile, median and third quartile of the seconds of an epoch, over the epochs of all undisturbed runs.
+
+        The first epoch of a run, which is slower, is left out where there are more. None: no time is recorded.
+        """
+        if "epoch_seconds" not in self.history:
+            return None
+        seconds: list[float] = []
+        for run in self.undisturbed_runs:
+            rows = self.history[self.history["run"] == run]
+            seconds += steady_seconds(rows["epoch_seconds"])
+        return quartiles(seconds) if seconds else None
 
     def values(self, key: str) -> list[float]:
         """The finite values of a column of `runs`, a run each.
@@ -229,6 +302,8 @@ class StudyResults:
         records: training run → its record.
         problems: a line for each notebook that cannot be read.
         quantizations: quantisation after training → its record, whatever its status.
+        remarks: run of either kind → what is noted of it; runs of which nothing is noted are left out.
+        set_aside: run that is there no more → its lab records in ``superseded/``.
     """
 
     folder: Path
@@ -237,6 +312,8 @@ class StudyResults:
     records: Mapping[str, RunRecord]
     problems: Sequence[str] = field(default_factory=list)
     quantizations: Mapping[str, RunRecord] = field(default_factory=dict)
+    remarks: Mapping[str, Sequence[Remark]] = field(default_factory=dict)
+    set_aside: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -269,16 +346,18 @@ class StudyResults:
         for run in completed["run"]:
             keyed.setdefault(_group_key(self.records[run]), []).append(run)
         found = sorted(keyed.values(), key=lambda names: _order(self.records[names[0]]))
-        siblings: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        siblings: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for names in found:
             record = self.records[names[0]]
-            siblings.setdefault(_cell(record), []).append(_context(record))
+            siblings.setdefault((*_cell(record), recorded_words(departures(record))), []).append(_context(record))
         styles = _Styles()
         groups = []
         for names in found:
             record = self.records[names[0]]
             context = _context(record)
-            suffix = _differences(context, siblings[_cell(record)])
+            differing = departures(record)
+            recorded = recorded_words(differing)
+            suffix = ", ".join(filter(None, (recorded, _differences(context, siblings[(*_cell(record), recorded)]))))
             groups.append(
                 Group(
                     experiment=record.experiment,
@@ -286,10 +365,12 @@ class StudyResults:
                     origin=record.origin,
                     label=group_label(record.experiment, record.variant, record.origin, suffix),
                     parameters=deciding_parameters(record),
+                    stated=record.parameters,
+                    departures=differing,
                     machine=str(context["machine"]),
                     backend=record.precision.backend if record.precision else None,
-                    precision=record.precision.effective if record.precision else finite_text(record.parameters.get("precision")),
-                    style=styles.take(record.experiment),
+                    precision=recorded_precision(record),
+                    style=styles.take(record.experiment, of_design=not (record.variant or differing)),
                     runs=completed[completed["run"].isin(names)].reset_index(drop=True),
                     history=self.history[self.history["run"].isin(names)].reset_index(drop=True),
                 )
@@ -331,45 +412,91 @@ class StudyResults:
             for run, record in self.quantizations.items()
             if record.status != "completed"
         ]
+        rows += [
+            Excluded(
+                run=run,
+                experiment=self.quantizations[run].experiment,
+                label=group_label(self.quantizations[run].experiment, self.quantizations[run].variant),
+                seed=self.quantizations[run].seed,
+                status=self.quantizations[run].status,
+                epochs=MISSING_EPOCHS,
+                reason=f"the same seed and parameters as {later}, which is later and counts",
+            )
+            for run, later in self._quantized[1].items()
+        ]
         return rows
+
+    @cached_property
+    def _quantized(self) -> tuple[list[dict[str, RunRecord]], dict[str, str]]:
+        """Completed quantisations that may be averaged, run → record in each; and repeats of a seed → the one that counts."""
+        cells: dict[str, dict[str, RunRecord]] = {}
+        older: dict[str, str] = {}
+        completed = [(run, r) for run, r in self.quantizations.items() if r.status == "completed" and r.quantization]
+        for run, record in sorted(completed, key=lambda pair: pair[1].started or ""):
+            cell = cells.setdefault(_quantization_key(record), {})
+            for other in [name for name, earlier in cell.items() if record.seed is not None and earlier.seed == record.seed]:
+                del cell[other]
+                older[other] = run
+            cell[run] = record
+        first = {key: next(iter(cell.values())) for key, cell in cells.items()}
+        keys = sorted(cells, key=lambda key: (first[key].origin == "imported", first[key].variant, key))
+        chosen = [dict(sorted(cells[key].items(), key=lambda pair: pair[1].seed or 0)) for key in keys]
+        return chosen, {run: older.get(later, later) for run, later in older.items()}
+
+    @property
+    def quantization_cells(self) -> list[dict[str, RunRecord]]:
+        """Completed quantisations, run → record: each cell holds runs that differ in nothing but the seed.
+
+        The experiment itself comes before its variants, imported ones come last.
+        """
+        return self._quantized[0]
 
     @property
     def quantized(self) -> list[RunRecord]:
-        """The completed quantisations of the experiment itself, or where there are only variants, of the first of them.
-
-        Imported ones stand beside them, chosen in the same way.
-        """
-        completed = [record for record in self.quantizations.values() if record.status == "completed" and record.quantization]
-        chosen = []
+        """The completed quantisations of the first cell, with the first imported one beside them."""
+        chosen: list[RunRecord] = []
         for origin in ("run", "imported"):
-            here = [record for record in completed if record.origin == origin]
-            first = min((record.variant for record in here), default="")
-            chosen += [record for record in here if record.variant == first]
+            cells = (list(cell.values()) for cell in self.quantization_cells)
+            chosen += next((records for records in cells if records[0].origin == origin), [])
         return chosen
 
+    @property
+    def statuses(self) -> Counter[str]:
+        """Status → number of runs of either kind that ended so."""
+        return Counter(self.runs["status"]) + Counter(record.status for record in self.quantizations.values())
+
+    @property
+    def run_count(self) -> int:
+        """Number of runs, trainings and quantisations after training alike."""
+        return self.statuses.total()
+
     def count(self, status: str) -> int:
-        """Number of runs with a status.
+        """Number of runs of either kind with a status.
 
         Args:
             status: of `vitfp8.catalog.STATUSES`.
         """
-        return int((self.runs["status"] == status).sum())
+        return self.statuses[status]
 
-    def status_words(self) -> str:
-        """How many runs ended how, e.g. ``3 completed, 1 diverged``."""
-        counts = Counter(self.runs["status"])
+    def status_words(self, *, trainings: bool = False) -> str:
+        """How many runs ended how, e.g. ``3 completed, 1 diverged``.
+
+        Args:
+            trainings: without quantisations after training.
+        """
+        counts = Counter(self.runs["status"]) if trainings else self.statuses
         return ", ".join(f"{counts[key]} {key}" for key in sorted(counts, key=lambda key: (key != "completed", key))) or "no run"
 
     @property
     def test_images(self) -> int | None:
-        """Number of test images, where the runs agree on one."""
-        sizes = {_test_images(self.records[run]) for group in self.groups for run in group.runs["run"]} - {None}
+        """Number of test images, where the runs that were executed here agree on one."""
+        sizes = {_test_images(self.records[run]) for g in self.groups if not g.imported for run in g.runs["run"]}
         return sizes.pop() if len(sizes) == 1 else None
 
     @property
     def missing_experiments(self) -> list[str]:
-        """Those of the four core experiments without a completed run."""
-        there = {group.experiment for group in self.groups}
+        """Those of the four core experiments without a completed run: variants, and runs with other factors, are none."""
+        there = {group.experiment for group in self.groups if group.of_design}
         return [name for name, row in EXPERIMENTS.items() if row.core and name not in there]
 
     @property
@@ -379,25 +506,57 @@ class StudyResults:
 
     def mismatches(self) -> list[str]:
         """Sentences about parameters outside the design that differ, so that runs are not comparable; usually none."""
-        groups = [group for group in self.groups if group.origin == "run"]
+        fresh = [group for group in self.groups if group.origin == "run"]
         said = []
-        free = {*BUNDLE_KEYS, *PRECISION_KEYS, *MACHINE_KEYS, *_IDENTITY_KEYS}
-        differing = [key for key in _keys(groups) if key not in free and len({_plain(g.parameters.get(key)) for g in groups}) > 1]
-        for key in differing:
+        free = {*BUNDLE_KEYS, *PRECISION_KEYS, *MACHINE_KEYS}
+        for key in _keys(fresh):
+            # what a variant changes on purpose is named where it is compared; other images are never compared
+            groups = [group for group in fresh if not group.variant or key in DATA_KEYS]
+            if not any(differing_keys(groups[0].parameters, group.parameters, free=free).count(key) for group in groups[1:]):
+                continue
             by_value: dict[str, list[str]] = {}
             for group in groups:
-                by_value.setdefault(_plain(group.parameters.get(key)), []).append(group.label)
+                by_value.setdefault(value_words(key, group.parameters.get(key)), []).append(group.label)
             parts = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in by_value.items())
-            said.append(f"These runs are not comparable throughout, {key.replace('_', ' ')} differs: {parts}.")
+            said.append(f"These runs are not comparable throughout, {key_words(key)} differs: {parts}.")
         return said
+
+    def misnamed(self) -> list[str]:
+        """Sentences about runs that are not what their names say; none where the records agree with the names."""
+        said = []
+        for group in self.groups:
+            if group.departures:
+                runs = list(group.runs["run"])
+                what = ", ".join(f"{key_words(key)} {value_words(key, value)}" for key, value in group.departures.items())
+                said.append(
+                    f"{', '.join(runs)} {'is' if len(runs) == 1 else 'are'} named {label_of(group.experiment)}, but recorded "
+                    f"with {what}: labelled “{group.label}” here, and in no contrast of the design."
+                )
+        return said
+
+    def disturbances(self) -> list[str]:
+        """Sentences about runs during which others took the processor; none where nobody did, or where it was not measured."""
+        runs = self.runs[self.runs["run"].isin([run for group in self.groups for run in group.runs["run"]])]
+        told = [(row["run"], row["others_share"]) for _, row in runs.iterrows() if row.get("disturbed") is True]
+        if not told:
+            return []
+        parts = ", ".join(f"{run} ({100 * share:.0f} % of the processors)" for run, share in told)
+        return [
+            f"Others took the processor while {parts} trained. Times, memory and energy of "
+            f"{'this run' if len(told) == 1 else 'these runs'} are in no mean and no comparison; where an experiment has no "
+            f"other run, they are shown with {disturbance.MARK}. Accuracies are not affected."
+        ]
 
     def warnings(self) -> list[str]:
         """Sentences about what must not be compared; empty when everything may."""
         groups = [group for group in self.groups if group.origin == "run"]
-        said = self.mismatches()
+        said = self.misnamed() + self.mismatches()
         machines = {group.machine for group in groups}
         if len(machines) > 1:
-            said.append(f"The runs come from different machines ({'; '.join(sorted(machines))}): their times are not compared.")
+            said.append(
+                f"The runs come from different machines ({'; '.join(sorted(machines))}): times are not compared between them."
+            )
+        said += self.disturbances()
         if self.has_imported:
             said.append("Imported runs stand beside those that were run here; they are never averaged or compared with them.")
             said += IMPORTED_CAVEATS
@@ -457,10 +616,31 @@ def load_results(folder: str | Path) -> StudyResults:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same problems, listed in the analysis
         runs, history = load_runs(folder), load_history(folder)
-    runs = runs[runs["run"].isin(list(records))].reset_index(drop=True)
+    runs = _with_times(runs[runs["run"].isin(list(records))].reset_index(drop=True), history, records)
+    noted = {path.stem: remarks for path, record in pairs if (remarks := remarks_of(path, record))}
+    there = {path.stem for path, _ in pairs}
     return StudyResults(
-        folder=folder, runs=runs, history=history, records=records, problems=problems, quantizations=quantizations
-    )
+        folder=folder, runs=runs, history=history, records=records, problems=problems, quantizations=quantizations,
+        remarks=noted, set_aside={run: names for run, names in superseded_of(folder).items() if run not in there},
+    )  # fmt: skip
+
+
+def _with_times(runs: pd.DataFrame, history: pd.DataFrame, records: Mapping[str, RunRecord]) -> pd.DataFrame:
+    """The runs with what the analysis adds: quartiles of epoch times that older records lack, and who else used the machine."""
+    columns: dict[str, list[Any]] = {key: [] for key in ("epoch_seconds_q1", "epoch_seconds_median", "epoch_seconds_q3")}
+    for run in runs["run"]:
+        metrics, rows = records[run].metrics, history[history["run"] == run]
+        known = [finite(getattr(metrics, key)) for key in columns]
+        seconds = steady_seconds(rows["epoch_seconds"]) if "epoch_seconds" in rows and records[run].status == "completed" else []
+        if None in known and seconds:
+            known = list(quartiles(seconds))
+        for column, value in zip(columns.values(), known, strict=True):
+            column.append(value)
+    added: dict[str, list[Any]] = columns | {
+        "disturbed": [disturbance.disturbed(records[run]) for run in runs["run"]],
+        "others_share": [disturbance.others_share(records[run]) for run in runs["run"]],
+    }
+    return runs.assign(**{key: pd.Series(values, index=runs.index, dtype=object) for key, values in added.items()})
 
 
 def group_label(experiment: str, variant: str = "", origin: str = "run", suffix: str = "") -> str:
@@ -482,19 +662,13 @@ def deciding_parameters(record: RunRecord) -> dict[str, Any]:
     Args:
         record: the run's record.
     """
-    found = identity_of(RunParams, record.parameters)
+    found = identity_of(parameters_of(record.experiment), record.parameters)
     found.pop("seed", None)
     if record.data.get("digest"):
         found["data_digest"] = str(record.data["digest"])[:12]
     if record.weights_digest:
         found["pretrained_sha256"] = record.weights_digest[:12]
     return found
-
-
-def _plain(value: Any) -> str:
-    """A parameter's value as a short text."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _machine(record: RunRecord) -> str:
@@ -519,23 +693,34 @@ def _group_key(record: RunRecord, *, with_seed: bool = False) -> str:
     return json.dumps([_cell(record), _context(record), record.seed if with_seed else None], sort_keys=True, default=str)
 
 
+def _quantization_key(record: RunRecord) -> str:
+    """Equal for quantisations that may be averaged: same variant, origin, settings, data, and kind of source."""
+    settings = identity_of(parameters_of(record.experiment), record.parameters)
+    settings.pop("seed", None)
+    source = [record.source.get(key) for key in ("experiment", "variant", "precision")]
+    return json.dumps([_cell(record), settings, source, record.data.get("digest")], sort_keys=True, default=str)
+
+
 def _order(record: RunRecord) -> tuple[Any, ...]:
     """Sort key of groups."""
     return record.origin == "imported", catalogue_order(record.experiment), record.variant, _group_key(record)
 
 
 def _differences(context: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> str:
-    """What distinguishes a group from others of the same experiment and variant."""
-    keys = {key for other in siblings for key in other}
-    differing = sorted(key for key in keys if len({_plain(other.get(key)) for other in siblings}) > 1)
+    """What distinguishes a group from others of the same experiment and variant: as few parameters as tell all of them apart."""
+    differing = sorted({key for one in siblings for other in siblings for key in differing_keys(one, other)})
     preferred = [key for key in ("dataset", "epochs", "model", "image_size", "backend", "machine") if key in differing]
-    shown = (preferred + [key for key in differing if key not in preferred])[:2]
-    return ", ".join(f"{key.replace('_', ' ')} {_plain(context.get(key))}" for key in shown)
+    shown: list[str] = []
+    for key in preferred + [key for key in differing if key not in preferred]:
+        told = {tuple(value_words(k, other.get(k)) for k in shown) for other in siblings}
+        if len({tuple(value_words(k, other.get(k)) for k in [*shown, key]) for other in siblings}) > len(told):
+            shown.append(key)
+    return ", ".join(f"{key_words(key)} {value_words(key, context.get(key))}" for key in shown)
 
 
 def _keys(groups: Sequence[Group]) -> list[str]:
-    """Every parameter that a group states."""
-    return list(dict.fromkeys(key for group in groups for key in group.parameters))
+    """Every parameter that a group states, but names."""
+    return list(dict.fromkeys(key for group in groups for key in group.parameters if key not in NAMES))
 
 
 def _how_far(record: RunRecord) -> str:
@@ -563,11 +748,11 @@ class _Styles:
         self._colors: dict[str, str] = {}
         self._spare = 0
 
-    def take(self, experiment: str) -> Style:
-        """The next style for an experiment."""
+    def take(self, experiment: str, *, of_design: bool = True) -> Style:
+        """The next style for an experiment; its own one is for the experiment itself, not for variants and misnamed runs."""
         row = row_of(experiment)
-        first = self._taken[experiment] == 0
-        self._taken[experiment] += 1
+        first = of_design and self._taken[experiment] == 0
+        self._taken[experiment] += of_design
         if row is not None and first:
             return Style(color=row.color, linestyle=row.linestyle, marker=row.marker, hatch=row.hatch)
         color = row.color if row else self._colors.setdefault(experiment, _SPARE_COLORS[len(self._colors) % len(_SPARE_COLORS)])

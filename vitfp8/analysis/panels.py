@@ -11,12 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from vitfp8.analysis.disturbance import MARK
 from vitfp8.analysis.figures import WIDTH, Figure, percent_axis, plot_label
 from vitfp8.analysis.metrics import Curve, Group
 from vitfp8.analysis.statistics import describe
 
 #: What a dagger means, in every legend that needs one.
 EMULATED = "† emulated arithmetic: shown, not to be compared"
+
+#: What a double dagger means, in every legend that needs one.
+DISTURBED = f"{MARK} others took the processor: shown, not to be compared"
 
 #: What "validation" is of imported runs, in every legend that needs it.
 IMPORTED = "imported: “validation” is the test set, which also chose the epoch"
@@ -73,6 +77,15 @@ def words(text: str) -> Line2D:
         text: what it says.
     """
     return Line2D([], [], linestyle="", label=text)
+
+
+def mark_words(groups: Sequence[Group]) -> list[Line2D]:
+    """A legend's entries on the marks of some groups' times; none where no group has one.
+
+    Args:
+        groups: those that are drawn.
+    """
+    return [words(text) for mark, text in (("†", EMULATED), (MARK, DISTURBED)) if any(mark in group.marks for group in groups)]
 
 
 def legend_lines(handles: Sequence[Any], columns: int = 2) -> int:
@@ -179,7 +192,7 @@ class Bars:
         title: with the unit.
         factor: from the column's unit to that one.
         digits: after the point.
-        timed: whether emulated arithmetic makes the value say nothing.
+        timed: whether emulated arithmetic, or others on the machine, make the value say nothing.
         peak_key: column of a maximum that is marked beside the mean.
         percent: whether the axis runs from 0 to 100.
     """
@@ -204,12 +217,14 @@ def bar_panel(ax: Axes, groups: Sequence[Group], bars: Bars, *, names: bool) -> 
     """
     least, greatest = 0.0, 0.0
     for position, group in enumerate(groups):
-        values = [bars.factor * value for value in group.values(bars.key)]
+        values_of = group.timed_values if bars.timed else group.values
+        values = [bars.factor * value for value in values_of(bars.key)]
         sample = describe(values)
         if sample is None:
             ax.text(0, position, " not measured", va="center", fontsize=7, color="#666666")
             continue
-        faded = bars.timed and group.emulated
+        marks = group.marks if bars.timed else ""
+        faded = bool(marks)
         ax.barh(
             position, sample.mean, height=0.66, color=group.style.color, hatch=group.style.hatch, edgecolor="#333333",
             linewidth=0.8, linestyle="--" if faded else "-", alpha=0.45 if faded else 0.9,
@@ -218,14 +233,14 @@ def bar_panel(ax: Axes, groups: Sequence[Group], bars: Bars, *, names: bool) -> 
             ax.plot(values, [position] * sample.n, "o", markersize=3, color="black", markerfacecolor="white", clip_on=False)
         end, text = max(0.0, sample.maximum), f"{sample.mean:.{bars.digits}f}".replace("-", "−")
         if bars.peak_key is not None:
-            if peaks := group.values(bars.peak_key):
+            if peaks := values_of(bars.peak_key):
                 peak = bars.factor * max(peaks)
                 ax.plot([peak], [position], marker="|", markersize=11, markeredgewidth=2, color="black", linestyle="")
                 end, text = max(end, peak), f"{text} / {peak:.{bars.digits}f}"
         elif sample.sd is not None:
             text += f" ± {sample.sd:.{bars.digits}f}"
         ax.annotate(
-            text + (" †" if faded else ""), (end, position), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7
+            f"{text} {marks}".rstrip(), (end, position), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7
         )
         least, greatest = min(least, sample.minimum), max(greatest, end)
     _bar_axes(ax, groups, bars, least, greatest, names=names)
@@ -237,7 +252,7 @@ def _bar_axes(ax: Axes, groups: Sequence[Group], bars: Bars, least: float, great
     top = (100.0 if bars.percent else greatest) or 1.0
     ax.set_xlim(1.05 * least, least + room * (top - least) if least < 0 else room * top)
     ax.set_ylim(len(groups) - 0.4, -0.6)
-    ax.set_yticks(range(len(groups)), [plot_label(group.label, 30) for group in groups] if names else [""] * len(groups))
+    ax.set_yticks(range(len(groups)), [plot_label(group.label, 36) for group in groups] if names else [""] * len(groups))
     ax.tick_params(axis="y", length=0)
     ticks = [0, 50, 100] if bars.percent else MaxNLocator(nbins=3).tick_values(least, top)
     ax.set_xticks([tick for tick in ticks if least <= tick <= 1.0001 * top])

@@ -1,7 +1,8 @@
 """The eight figures of a report, one table of them, and those of a single run.
 
 Each drawing function takes the study's results and gives a figure, or a sentence that says what is missing. Several seeds are a
-line (their mean) and a band (least to greatest). Times, memory and energy of emulated arithmetic carry a dagger.
+line (their mean) and a band (least to greatest). Times, memory and energy of emulated arithmetic carry a dagger; those of runs
+that others disturbed are left out, or carry a double dagger.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from vitfp8.analysis.metrics import Curve, Group, StudyResults, finite
 from vitfp8.analysis.panels import (
     CLEAN_ACCURACY,
     CLEAN_LOSS,
-    EMULATED,
     IMPORTED,
     LEGEND_LINE,
     Bars,
@@ -31,6 +31,7 @@ from vitfp8.analysis.panels import (
     legend_entry,
     legend_lines,
     loss_panels,
+    mark_words,
     time_unit,
     words,
 )
@@ -51,7 +52,7 @@ def _nothing_completed(results: StudyResults) -> str | None:
     """The sentence that stands for a figure when no run has completed."""
     if results.groups:
         return None
-    return f"No run of this study has completed ({results.status_words()}), so that there is nothing to draw."
+    return f"No training of this study has completed ({results.status_words(trainings=True)}), so that there is nothing to draw."
 
 
 def _imported_words(groups: Iterable[Group]) -> list[Line2D]:
@@ -149,7 +150,7 @@ def losses(results: StudyResults) -> Drawn:
 
 def _longest(groups: Sequence[Group]) -> float:
     """Seconds of the longest training."""
-    return max((value for group in groups for value in group.values("train_seconds")), default=0.0)
+    return max((value for group in groups for value in group.timed_values("train_seconds")), default=0.0)
 
 
 def _summary_bars(groups: Sequence[Group]) -> list[Bars]:
@@ -174,7 +175,7 @@ def summary_bars(results: StudyResults) -> Drawn:
     figure = new_figure(1.0 + 0.42 * len(groups), alternative="best accuracy, generalisation gap and time")
     for index, (ax, bars) in enumerate(zip(figure.subplots(1, 3), _summary_bars(groups), strict=True)):
         bar_panel(ax, groups, bars, names=index == 0)
-    handles = [*([words(EMULATED)] if any(group.emulated for group in groups) else []), *_imported_words(groups)]
+    handles = [*mark_words(groups), *_imported_words(groups)]
     if handles:
         legend_below(figure, handles, columns=1)
     return figure
@@ -205,8 +206,7 @@ def hardware(results: StudyResults) -> Drawn:
         Patch(facecolor="#bbbbbb", edgecolor="#333333", label="mean"),
         Line2D([], [], color="black", marker="|", markersize=9, markeredgewidth=2, linestyle="", label="maximum"),
     ]
-    if any(group.emulated for group in groups):
-        handles.append(words(EMULATED))
+    handles += mark_words(groups)
     legend_below(figure, handles, columns=len(handles))
     return figure
 
@@ -262,8 +262,8 @@ def one_page(results: StudyResults) -> Drawn:
     for place, panels_of_row in rows:
         for index, (ax, panel) in enumerate(zip(place.subplots(1, 2), panels_of_row, strict=True)):
             bar_panel(ax, groups, panel, names=index == 0)
-    if any(group.emulated for group in groups):
-        legend_below(more, [words(EMULATED)], columns=1)
+    if handles := mark_words(groups):
+        legend_below(more, handles, columns=1)
     return figure
 
 
@@ -309,8 +309,7 @@ def gpu_power(results: StudyResults) -> Drawn:
     panels[-1].set_xlabel(f"Time since the training began ({unit})")
     drawn = {group.label for rows in series.values() for group, _, _ in rows}
     handles = [legend_entry(group, timed=True) for group in results.groups if group.label in drawn]
-    if any(group.emulated and group.label in drawn for group in results.groups):
-        handles.append(words(EMULATED))
+    handles += mark_words([group for group in results.groups if group.label in drawn])
     legend_below(figure, handles)
     return figure
 
@@ -371,12 +370,13 @@ FIGURES: tuple[FigureRow, ...] = (
     FigureRow(
         number=4, stem="04_summary_bars", title="Accuracy, gap and time", draw=summary_bars,
         caption="Best validation accuracy, generalisation gap and training time: mean over the runs, ± standard deviation "
-        "and single runs as points where there are several. A dagger marks times of emulated arithmetic.",
+        "and single runs as points where there are several. A dagger marks times of emulated arithmetic, a double dagger "
+        "times of runs that others disturbed.",
     ),
     FigureRow(
         number=5, stem="05_hardware", title="Utilisation", draw=hardware,
         caption="Utilisation of the hardware while training, mean / maximum over the samples. A dagger marks emulated "
-        "arithmetic, whose load says nothing about the format.",
+        "arithmetic, whose load says nothing about the format, a double dagger runs that others disturbed.",
     ),
     FigureRow(
         number=6, stem="06_fp8_quantization", title="FP8 quantisation", draw=quantization,
@@ -387,7 +387,8 @@ FIGURES: tuple[FigureRow, ...] = (
     FigureRow(
         number=7, stem="07_summary", title="Summary", draw=one_page,
         caption="The study on one page: validation accuracy, losses, test accuracy with the last epoch's weights, "
-        "generalisation gap, time and throughput. A dagger marks times of emulated arithmetic.",
+        "generalisation gap, time and throughput. A dagger marks times of emulated arithmetic, a double dagger times of runs "
+        "that others disturbed.",
     ),
     FigureRow(
         number=8, stem="08_gpu_power", title="GPU power", draw=gpu_power,

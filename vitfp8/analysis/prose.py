@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vitfp8.analysis.contrasts import ENDPOINTS, FALLBACK, IMPORTED_ENDPOINTS, PRIMARY, find_contrasts
+from vitfp8.analysis.after_training import QuantizedGroup, quantized_groups, way_words
+from vitfp8.analysis.contrasts import ENDPOINTS, FALLBACK, IMPORTED_ENDPOINTS, PRIMARY, Contrast, find_contrasts
 from vitfp8.analysis.escaping import escape_markdown as md
 from vitfp8.analysis.escaping import one_line
-from vitfp8.analysis.metrics import IMPORTED_CAVEATS, Group, StudyResults, finite
+from vitfp8.analysis.metrics import IMPORTED_CAVEATS, Group, StudyResults, finite, group_label
 from vitfp8.analysis.statistics import (
     LEAST_SEEDS_FOR_A_TEST,
     binomial_standard_error,
@@ -20,7 +21,8 @@ from vitfp8.analysis.statistics import (
     wilson_interval,
 )
 from vitfp8.analysis.tables import diverged_beside, number
-from vitfp8.catalog import AUGM_BUNDLE, AUGMENTATION_LEVELS, DATASETS, EXPERIMENTS, PRECISIONS, label_of
+from vitfp8.catalog import AUGM_BUNDLE, AUGMENTATION_LEVELS, DATASETS, PRECISIONS, label_of
+from vitfp8.record import RunRecord
 
 
 def percent(value: float, digits: int = 2) -> str:
@@ -68,9 +70,9 @@ def opening(results: StudyResults, title: str, question: str = "") -> str:
     lines = [f"# {md(title or f'Study {results.name}')}", ""]
     if question:
         lines += [f"**Question.** {md(question)}", ""]
-    runs = "one run" if len(results.runs) == 1 else f"{len(results.runs)} runs"
+    runs = "one run" if results.run_count == 1 else f"{results.run_count} runs"
     lines.append(f"The study *{md(results.name)}* holds {runs}: {results.status_words()}. {headline(results)}")
-    for sentence in results.mismatches():
+    for sentence in [*results.misnamed(), *results.mismatches()]:
         lines += ["", f"**Note.** {md(sentence)}"]
     return "\n".join(lines)
 
@@ -81,16 +83,22 @@ def headline(results: StudyResults) -> str:
     Args:
         results: the study.
     """
-    if not results.groups:
+    quantized = quantized_groups(results)
+    if not results.groups and not quantized:
         return "None has completed, so that there is no result; what happened to them is listed below."
+    fresh = [group for group in results.groups if not group.imported]
+    sentences, unknown = [], fresh
     for key in (PRIMARY, FALLBACK):
-        known = [(group, words) for group in results.groups if group.origin == "run" and (words := mean_words(group, key))]
+        known = [(group, words) for group in unknown if (words := mean_words(group, key))]
         if known:
-            parts = [f"{md(group.label)} {words}" for group, words in known]
-            return (
-                f"{ENDPOINTS[key].capitalize()}: {listed(parts)}. {seeds_remark(results)} {_imported_headline(results)}".strip()
+            sentences.append(
+                f"{ENDPOINTS[key].capitalize()}: {listed([f'{md(group.label)} {words}' for group, words in known])}."
             )
-    return f"No run that was executed here has a test or validation accuracy. {_imported_headline(results)}".strip()
+        unknown = [group for group in unknown if not group.values(key)]
+    if unknown:
+        sentences.append(f"No test or validation accuracy is recorded of {listed([md(group.label) for group in unknown])}.")
+    sentences += [f"{md(group.label)}: {_quantized_outcome(group)}" for group in quantized]
+    return " ".join(filter(None, [*sentences, seeds_remark(results), _imported_headline(results)]))
 
 
 def _imported_headline(results: StudyResults) -> str:
@@ -112,17 +120,30 @@ def seeds_remark(results: StudyResults) -> str:
     if not counts:
         return ""
     if max(counts) == 1:
+        if len(counts) == 1:
+            return "There is a single run, which shows no spread."
         return "There is one run per cell: differences are described, not judged, since a single seed shows no spread."
-    if min(counts) < LEAST_SEEDS_FOR_A_TEST:
-        n = max(min(counts), 1)
+    there = f"There are {_range(counts)} seeds a cell"
+    pairs = [contrast.paired.n for contrast in find_contrasts(results)[0] if not contrast.first.imported]
+    short = [n for n in pairs if n < LEAST_SEEDS_FOR_A_TEST]
+    if not pairs:
+        return f"{there}."
+    if not short:
+        return f"{there}, compared in pairs."
+    intervals = "; intervals are given where there are two pairs or more" if max(pairs) > 1 else ""
+    if len(short) == len(pairs):
+        n = max(pairs)
         least = f"; the least p that {n} paired seeds can give is {least_p(n):.3g}" if n > 1 else ""
-        return f"There are {_range(counts)} seeds a cell{least}, so that no test of all can reach 0.05; intervals are given."
-    return f"There are {_range(counts)} seeds a cell, compared in pairs."
+        return f"{there}, compared in {_range(pairs)} pairs{least}, so that no test can reach 0.05{intervals}."
+    return (
+        f"{there}; {len(short)} of {len(pairs)} comparisons {'has' if len(short) == 1 else 'have'} fewer than "
+        f"{LEAST_SEEDS_FOR_A_TEST} pairs, with which no test can reach 0.05{intervals}."
+    )
 
 
 def _range(counts: Sequence[int]) -> str:
     """Least to greatest count."""
-    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _agreed(groups: Sequence[Group], key: str) -> str | None:
@@ -147,15 +168,16 @@ def methods(results: StudyResults) -> str:
         results: the study.
     """
     groups = [group for group in results.groups if group.origin == "run"] or results.groups
+    after = _after_training(results)
     if not groups:
-        return "No run has completed; there is nothing to describe."
-    first = results.records[groups[0].runs["run"].iloc[0]]
-    sentences = [_data_sentence(groups, first.data), _model_sentence(groups, first.model), _training_sentence(groups)]
+        return after or "No run has completed; there is nothing to describe."
+    records = [results.records[run] for group in groups for run in group.runs["run"]]
+    sentences = [_data_sentence(groups, records), _model_sentence(groups, records), _training_sentence(groups)]
     levels = dict.fromkeys(str(group.parameters.get("augmentation")) for group in groups)
     known = [f"*{level}*: {AUGMENTATION_LEVELS[level]}" for level in levels if level in AUGMENTATION_LEVELS]
     if known:
         sentences.append(f"Augmentation is {'; '.join(known)}.")
-    if any(group.experiment.startswith("Augm") for group in groups):
+    if any(_is_augmented(group) for group in groups):
         sentences.append(f"“Augm” is a bundle: {AUGM_BUNDLE} change together, and their effects cannot be told apart here.")
     if not groups[0].imported:
         sentences.append(_PROTOCOL)
@@ -163,16 +185,41 @@ def methods(results: StudyResults) -> str:
         sentences += IMPORTED_CAVEATS
     machines = sorted({group.machine for group in groups if not group.imported})
     if machines:
-        sentences.append(f"The runs were executed on {md(listed(machines))}.")
-    return " ".join(sentence for sentence in sentences if sentence) + "\n\n" + arithmetic(results)
+        sentences.append(f"The models were trained on {md(listed(machines))}.")
+    return "\n\n".join(filter(None, [" ".join(filter(None, sentences)), arithmetic(results), after]))
 
 
-def _data_sentence(groups: Sequence[Group], data: dict[str, Any]) -> str:
-    """Data set and sizes of its splits."""
+def _is_augmented(group: Group) -> bool:
+    """Whether a group has the extended augmentation: by its record, or where that does not say, by its name."""
+    stated = group.parameters.get("augmentation")
+    return stated == "extended" if stated is not None else group.experiment.startswith("Augm")
+
+
+def _after_training(results: StudyResults) -> str:
+    """What was quantised after training; empty where nothing was."""
+    fresh = [record for group in quantized_groups(results) for record in group.records if record.origin == "run"]
+    if not fresh:
+        return ""
+    sources = sorted({group_label(str(r.source.get("experiment")), str(r.source.get("variant") or "")) for r in fresh})
+    data = sorted({DATASETS[name].label if name in DATASETS else name for r in fresh if (name := str(r.data.get("name") or ""))})
+    where = f", on {md(listed(data))}" if data else ""
+    return (
+        f"After training: trained models of {md(listed(sources))} were quantised in several ways and evaluated on the test "
+        f"images, each beside its source{where}."
+    )
+
+
+def _same(values: Sequence[Any]) -> Any:
+    """The value on which all records agree; None where they do not."""
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _data_sentence(groups: Sequence[Group], records: Sequence[RunRecord]) -> str:
+    """Data set, and sizes of its splits where all runs had the same."""
     name = _agreed(groups, "dataset")
     if name is None:
         return ""
-    sizes = data.get("sizes")
+    sizes = _same([record.data.get("sizes") for record in records])
     counts = [f"{int(n):,} for {key}" for key in ("train", "validation", "val", "test") if (n := _size(sizes, key)) is not None]
     label = DATASETS[name].label if name in DATASETS else name
     split = f" ({listed([part.replace('train', 'training') for part in counts])})" if counts else ""
@@ -184,8 +231,8 @@ def _size(sizes: Any, key: str) -> float | None:
     return finite(sizes.get(key)) if isinstance(sizes, dict) else None
 
 
-def _model_sentence(groups: Sequence[Group], model: dict[str, Any]) -> str:
-    """Model, its sizes and its parameters."""
+def _model_sentence(groups: Sequence[Group], records: Sequence[RunRecord]) -> str:
+    """Model, its sizes, and its number of parameters where all runs had the same."""
     name = _agreed(groups, "model")
     if name is None:
         return ""
@@ -195,16 +242,17 @@ def _model_sentence(groups: Sequence[Group], model: dict[str, Any]) -> str:
     )  # fmt: skip
     sizes = [text.format(md(value)) for key, text in words if (value := _agreed(groups, key))]
     sizes = ["1 block" if size == "1 blocks" else size for size in sizes]
-    count = finite(model.get("parameters"))
+    count = finite(_same([record.model.get("parameters") for record in records]))
     sizes += [f"{int(count):,} parameters"] if count else []
     return f"Model: timm's `{one_line(name, 80).replace('`', '')}`" + (f" with {listed(sizes)}." if sizes else ".")
 
 
 def _training_sentence(groups: Sequence[Group]) -> str:
-    """Length, batch size and learning rate."""
+    """Length, batch size and learning rate; what an earlier project did is known by its parameters alone."""
     words = (("epochs", "{} epochs"), ("batch_size", "batches of {}"), ("learning_rate", "a peak learning rate of {}"))
     parts = [text.format(md(value)) for key, text in words if (value := _agreed(groups, key))]
-    return f"Training: AdamW with a cosine schedule{', ' + ', '.join(parts) if parts else ''}."
+    how = [] if groups[0].imported else ["AdamW with a cosine schedule"]
+    return f"Training: {', '.join([*how, *parts])}." if [*how, *parts] else ""
 
 
 def arithmetic(results: StudyResults) -> str:
@@ -219,9 +267,11 @@ def arithmetic(results: StudyResults) -> str:
             name = PRECISIONS.get(group.precision or "", group.precision or "unknown")
             said.setdefault((name, group.backend), []).append(group.label)
     if not said:
-        return "The records do not say which arithmetic ran."
+        return "The records do not say which arithmetic ran." if results.groups else ""
     parts = [f"{md(name)} was *{md(backend)}* ({md(', '.join(labels))})" for (name, backend), labels in said.items()]
     text = f"Arithmetic: {'; '.join(parts)}."
+    if silent := [md(group.label) for group in results.groups if not group.backend]:
+        text += f" The records of {listed(silent)} do not say which arithmetic ran."
     if any(backend == "emulated" for _, backend in said):
         text += (
             " Emulated means that operands are rounded to the format's grid, multiplied exactly and accumulated in FP32: "
@@ -239,19 +289,54 @@ def outcomes(results: StudyResults) -> str:
     """
     blocks = []
     for group in results.groups:
-        record = results.records[group.runs["run"].iloc[0]]
-        lines = [f"**{md(group.label)}**", ""]
-        if record.question:
-            lines.append(f"- *Question:* {md(record.question)}")
-        if record.expectation:
-            lines.append(f"- *Expected:* {md(record.expectation)}")
-        lines.append(f"- *Outcome:* {_outcome(results, group)}")
-        blocks.append("\n".join(lines))
-    for name in results.missing_experiments:
-        beside = [row for row in results.excluded if row.experiment == name]
-        how = listed([f"{md(row.run)} {row.status}" for row in beside]) if beside else "it was not run in this study"
+        records = [results.records[run] for run in group.runs["run"]]
+        blocks.append(_block(group.label, records, _outcome(results, group)))
+    for quantized in quantized_groups(results):
+        blocks.append(_block(quantized.label, quantized.records, _quantized_outcome(quantized)))
+    there = {record.experiment for cell in results.quantization_cells for record in cell.values()}
+    after = {record.experiment: None for record in results.quantizations.values() if record.experiment not in there}
+    for name in [*results.missing_experiments, *after]:
+        beside = [f"{md(row.run)} {row.status}" for row in results.excluded if row.experiment == name]
+        beside += [f"{md(group.label)} has completed" for group in results.groups if group.experiment == name]
+        how = listed(beside) if beside else "it was not run in this study"
         blocks.append(f"**{md(label_of(name))}**\n\n- *Outcome:* no completed run ({how}).")
     return "\n\n".join(blocks)
+
+
+def _block(label: str, records: Sequence[RunRecord], outcome: str) -> str:
+    """Question and expectation of some runs, as said beforehand (each, where they differ), beside their outcome."""
+    lines = [f"**{md(label)}**", ""]
+    lines += [f"- *Question:* {md(text)}" for text in dict.fromkeys(record.question for record in records) if text]
+    lines += [f"- *Expected:* {md(text)}" for text in dict.fromkeys(record.expectation for record in records) if text]
+    return "\n".join([*lines, f"- *Outcome:* {outcome}"])
+
+
+def _quantized_outcome(group: QuantizedGroup) -> str:
+    """What quantisation after training cost: the source, the way that costs least and the one that costs most."""
+    source = describe(group.source_values)
+    parts = []
+    if source is not None:
+        spread = f" ± {number(source.sd, 100)}" if source.sd is not None else ""
+        parts.append(f"test accuracy of the trained model {number(source.mean, 100)}{spread} % (n = {source.n})")
+    judged = group.judged
+    if judged:
+        best, worst = judged[0], judged[-1]
+        own = best[0].mean("test_acc")
+        reached = f", to {percent(own)}" if own is not None else ""
+        few = "the only way to 8 bits" if len(judged) == 1 else f"of {len(judged)} ways to 8 bits the best on the test set"
+        parts.append(f"{few} changes it by {points(best[1])} points{reached} ({md(way_words(best[0]))})")
+        if len(judged) > 1:
+            parts.append(f"the worst by {points(worst[1])} points ({md(way_words(worst[0]))})")
+    return (", ".join(parts) if parts else "no accuracy is recorded") + "."
+
+
+def points(value: float) -> str:
+    """A difference of accuracies in points, with its sign.
+
+    Args:
+        value: a difference of fractions.
+    """
+    return ("+" if value > 0 else "") + number(value, 100)
 
 
 def _outcome(results: StudyResults, group: Group) -> str:
@@ -280,19 +365,30 @@ def comparisons(results: StudyResults) -> str:
     """
     contrasts, left_out = find_contrasts(results)
     lines = []
-    headings = {"precision": "Precision, with all else equal:", "Augm": f"“Augm”, which is a bundle ({AUGM_BUNDLE}):"}
+    headings = {
+        "precision": "Precision, with the same data, model and training:",
+        "Augm": f"“Augm”, which is a bundle ({AUGM_BUNDLE}):",
+        "variant": "Variants, each against its own base and against FP32 of the same augmentation; whatever differs is named:",
+    }
     for factor, heading in headings.items():
         chosen = [contrast for contrast in contrasts if contrast.factor == factor]
         if chosen:
             lines += ["", heading, ""]
-            lines += [
-                f"- {md(c.first.label)} against {md(c.second.label)}, {c.endpoint_words}: {md(c.conclusion)}." for c in chosen
-            ]
-    if not contrasts:
-        lines.append("No two experiments of this study can be compared: that takes completed runs of both with the same seeds.")
+            lines += [_contrast_line(contrast) for contrast in chosen]
+    if not contrasts and not left_out:
+        lines.append("This study has no two experiments that could be compared.")
+    elif not contrasts:
+        lines.append("No two experiments of this study are compared:")
     if left_out:
         lines += ["", *(f"- {md(sentence)}" for sentence in left_out)]
     return "\n".join(lines).strip()
+
+
+def _contrast_line(contrast: Contrast) -> str:
+    """One contrast as an item of a list."""
+    first, second = md(contrast.first.label), md(contrast.second.label)
+    differs = f" ({md(contrast.changed_words)})" if contrast.changed_words else ""
+    return f"- {first} against {second}{differs}, {contrast.endpoint_words}: {md(contrast.conclusion)}."
 
 
 def curve_remark(results: StudyResults) -> str:
@@ -316,25 +412,42 @@ def curve_remark(results: StudyResults) -> str:
     return "; ".join(parts) + mean + "."
 
 
+#: What must agree so that times of an epoch may stand beside each other, whatever the arithmetic and the augmentation.
+_WORKLOAD = (
+    "dataset", "data_digest", "validation_fraction", "model", "image_size", "patch_size", "embed_dim", "depth", "num_heads",
+    "in_channels", "batch_size", "micro_batch_size", "device", "threads", "deterministic", "torch_compile",
+)  # fmt: skip
+
+
 def time_remark(results: StudyResults) -> str:
     """Times of native arithmetic on one machine, which may be compared, and a word about the others.
 
     Args:
         results: the study.
     """
-    native = [g for g in results.groups if g.backend == "native" and g.origin == "run" and g.values("epoch_seconds_mean")]
+    native = [g for g in results.groups if g.backend == "native" and g.origin == "run" and g.epoch_quartiles()]
     sentences = []
     for machine in sorted({group.machine for group in native}):
-        here = [group for group in native if group.machine == machine]
-        times = [(group, describe(group.values("epoch_seconds_mean"))) for group in here]
-        parts = [f"{md(group.label)} {number(sample.mean)} s" for group, sample in times if sample]
-        sentences.append(f"An epoch in native arithmetic took on {md(machine)}: {listed(parts)}.")
+        workloads: dict[tuple[Any, ...], list[Group]] = {}
+        for group in native:
+            if group.machine == machine and group.disturbed < group.n:
+                workloads.setdefault(tuple(str(group.parameters.get(key)) for key in _WORKLOAD), []).append(group)
+        for number_of, here in enumerate(workloads.values()):
+            times = [(group, q) for group in here if (q := group.epoch_quartiles())]
+            parts = [f"{md(group.label)} {number(q[1])} s ({number(q[0])} to {number(q[2])})" for group, q in times]
+            beside = " with other data, model, batches or threads, not to be compared with those" if number_of else ""
+            sentences.append(
+                f"An epoch in native arithmetic took on {md(machine)}{beside}, in the median (and quartiles): {listed(parts)}."
+            )
     emulated = [md(group.label) for group in results.groups if group.emulated]
     if emulated:
         sentences.append(f"The times of {listed(emulated)} are those of an emulation (†) and are not compared with others.")
+    sentences += [md(sentence) for sentence in results.disturbances()]
     throttled = [md(g.label) for g in results.groups if any(value is True for value in g.runs.get("throttled", []))]
     if throttled:
-        sentences.append(f"The machine slowed itself down (heat or power) in runs of {listed(throttled)}: these took longer.")
+        sentences.append(
+            f"The machine slowed itself down (heat or power) in runs of {listed(throttled)}: they may have taken longer."
+        )
     return " ".join(sentences)
 
 
@@ -346,14 +459,17 @@ def excluded_remark(results: StudyResults) -> str:
     """
     missing = [label_of(name) for name in results.missing_experiments]
     lines = []
-    if results.excluded or results.problems:
-        counted = len(results.excluded) + len(results.problems)
-        lines.append(
-            f"{counted} {'notebook is' if counted == 1 else 'notebooks are'} in no mean. A diverged run is a result, and is "
-            "counted; an interrupted or failed one says nothing yet."
-        )
+    if counted := len(results.excluded) + len(results.problems):
+        lines.append(f"{counted} {'notebook is' if counted == 1 else 'notebooks are'} in no mean.")
+        there = {row.status for row in results.excluded}
+        if "diverged" in there:
+            lines.append("A diverged run is a result, and is counted.")
+        if {"interrupted", "failed", "running"} & there:
+            lines.append("A run that was interrupted, failed or still runs says nothing yet.")
     else:
         lines.append("Every run of this study completed and is in the results.")
+    if results.set_aside:
+        lines.append(f"Of {md(listed(list(results.set_aside)))} only earlier lab records are there, in superseded/.")
     if missing:
         lines.append(f"Without a completed run: {md(listed(missing))}.")
     return " ".join(lines)
@@ -381,7 +497,11 @@ def limits(results: StudyResults) -> str:
     items += [md(sentence) for sentence in results.warnings()]
     if any(group.emulated for group in results.groups):
         items.append("Emulated arithmetic says nothing about speed, memory or energy of hardware with that format.")
-    if any(EXPERIMENTS[g.experiment].augmentation == "extended" for g in results.groups if g.experiment in EXPERIMENTS):
+    if any(_is_augmented(group) for group in results.groups):
         items.append("“Augm” is a bundle: its parts are not told apart.")
+    if quantized_groups(results):
+        items.append(
+            "The best way to quantise after training is chosen by the test accuracy that is given for it, which flatters it."
+        )
     items.append("A difference that is not significant does not show equality; that would need a margin stated beforehand.")
     return "\n".join(f"- {item}" for item in items)

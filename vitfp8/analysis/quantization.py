@@ -8,20 +8,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from vitfp8.analysis.after_training import PUBLISHED, Way, format_label, quantized_groups, way_words, ways
 from vitfp8.analysis.escaping import escape_markdown as md
 from vitfp8.analysis.figures import Figure, drawing, new_figure, plot_label
-from vitfp8.analysis.metrics import finite, finite_values
+from vitfp8.analysis.metrics import StudyResults, finite, finite_values
 from vitfp8.analysis.panels import legend_below
-from vitfp8.analysis.prose import listed
+from vitfp8.analysis.prose import listed, points
 from vitfp8.analysis.tables import MISSING, ReportTable, number
-from vitfp8.catalog import QUANTIZED_FORMATS, QUANTIZED_GRANULARITIES, QUANTIZED_OPERANDS, label_of
-from vitfp8.record import QuantizationRow, RunRecord
+from vitfp8.catalog import QUANTIZED_FORMATS, QUANTIZED_OPERANDS, label_of
+from vitfp8.record import RunRecord
 
 #: Granularity → what a table calls it, its colour and its marker: no figure depends on colour.
 _LOOKS: Mapping[str, tuple[str, str, str]] = {
@@ -29,8 +29,6 @@ _LOOKS: Mapping[str, tuple[str, str, str]] = {
     "channel": ("one scale a channel", "#e67e22", "s"),
     "mx": ("MX blocks of 32", "#2e7d32", "D"),
 }
-#: Format that is no 8-bit format: it is marked wherever it stands.
-_PUBLISHED = "int_240"
 _IMPORTED_LOOK = ("imported, as an earlier project had it", "#525252", "h")
 _PUBLISHED_LOOK = ("integers up to ±240, as published (9 bits)", "#7f3c8d", "*")
 
@@ -38,86 +36,13 @@ _PUBLISHED_LOOK = ("integers up to ±240, as published (9 bits)", "#7f3c8d", "*"
 _LEVEL = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way to quantise over the runs of a study.
-
-    Attributes:
-        format, granularity, operands: see `vitfp8.record.QuantizationRow`.
-        rows: one a run.
-        imported: whether they come from an earlier project; such rows are never averaged with others.
-    """
-
-    format: str
-    granularity: str
-    operands: str
-    rows: Sequence[QuantizationRow]
-    imported: bool = False
-
-    @property
-    def label(self) -> str:
-        """What figures and tables call its format."""
-        return format_label(self.format) + (" (imported)" if self.imported else "")
-
-    def values(self, key: str) -> list[float]:
-        """The finite values of a field, a run each.
-
-        Args:
-            key: of `vitfp8.record.QuantizationRow`.
-        """
-        return finite_values(getattr(row, key) for row in self.rows)
-
-    def mean(self, key: str) -> float | None:
-        """Their mean; None where there is none.
-
-        Args:
-            key: of `vitfp8.record.QuantizationRow`.
-        """
-        values = self.values(key)
-        return statistics.fmean(values) if values else None
-
-    @property
-    def look(self) -> tuple[str, str, str]:
-        """Label, colour and marker of its granularity, or of the published rounding."""
-        if self.imported:
-            return _IMPORTED_LOOK
-        if self.format == _PUBLISHED:
-            return _PUBLISHED_LOOK
-        return _LOOKS.get(self.granularity, (self.granularity, "#525252", "v"))
-
-
-def ways(records: Sequence[RunRecord]) -> list[Way]:
-    """The ways to quantise that some records hold, in the catalogue's order.
-
-    Args:
-        records: of completed quantisations.
-    """
-    found: dict[tuple[str, str, str, bool], list[QuantizationRow]] = {}
-    for record in records:
-        for row in record.quantization:
-            found.setdefault((row.format, row.granularity, row.operands, record.origin == "imported"), []).append(row)
-    orders = [list(QUANTIZED_FORMATS), list(QUANTIZED_GRANULARITIES), list(QUANTIZED_OPERANDS)]
-
-    def order(key: tuple[str, str, str, bool]) -> tuple[int, ...]:
-        places = (
-            names.index(value) if value in names else len(names)
-            for names, value in zip((orders[2], orders[0], orders[1]), (key[2], key[0], key[1]), strict=True)
-        )
-        return (int(key[3]), *places)
-
-    return [
-        Way(format=key[0], granularity=key[1], operands=key[2], rows=found[key], imported=key[3])
-        for key in sorted(found, key=order)
-    ]
-
-
-def format_label(name: str) -> str:
-    """What figures and tables call a format.
-
-    Args:
-        name: a key of `QUANTIZED_FORMATS`.
-    """
-    return "INT ±240" if name == _PUBLISHED else QUANTIZED_FORMATS.get(name, name)
+def _look(way: Way) -> tuple[str, str, str]:
+    """Label, colour and marker of its granularity, or of the published rounding."""
+    if way.imported:
+        return _IMPORTED_LOOK
+    if way.format == PUBLISHED:
+        return _PUBLISHED_LOOK
+    return _LOOKS.get(way.granularity, (way.granularity, "#525252", "v"))
 
 
 def _spread(way: Way, key: str, factor: float, digits: int) -> str:
@@ -167,7 +92,7 @@ def quantization_table(records: Sequence[RunRecord], stem: str = "quantization")
     for way in ways(records):
         own, source = way.mean("weight_bytes"), way.mean("source_weight_bytes")
         share = MISSING if own is None or not source else f"{number(own, 1e-6, 3)} ({number(own / source, 100, 0)} %)"
-        granularity = MISSING if way.format == _PUBLISHED else way.granularity
+        granularity = MISSING if way.format == PUBLISHED else way.granularity
         rows.append([
             way.label, granularity, QUANTIZED_OPERANDS.get(way.operands, way.operands),
             _spread(way, "test_acc", 100, 2), _spread(way, "accuracy_difference", 100, 2), _test_cell(way),
@@ -199,7 +124,7 @@ def quantization_table(records: Sequence[RunRecord], stem: str = "quantization")
         notes.append(
             "Scales of activations are calibrated on training images; those of MX blocks are computed as the block comes."
         )
-    if any(way.format == _PUBLISHED for way in ways(records)):
+    if any(way.format == PUBLISHED for way in ways(records)):
         notes.append("INT ±240: weights rounded to whole numbers up to ±240 under one scale, as a published study did; 9 bits.")
     columns = ["Format", "Scales", "Quantised", "Test acc. (%)", "Diff.", "p", "Changed (%)", "SQNR (dB)", "Cosine",
                "Weights (MB)", "File (MB)"]  # fmt: skip
@@ -246,7 +171,7 @@ def difference_figure(records: Sequence[RunRecord]) -> Figure:
         for ax, name in zip(panels, operands, strict=True):
             here = [way for way in found if way.operands == name]
             for way in here:
-                _dots(ax, way, formats.index(way.format), [w.look for w in here if w.format == way.format])
+                _dots(ax, way, formats.index(way.format), [_look(w) for w in here if w.format == way.format])
             ax.axvline(0, color="#333333", linewidth=0.9)
             ax.set_title(plot_label(QUANTIZED_OPERANDS.get(name, name)))
             ax.set_xlabel("Difference to the source (points)")
@@ -254,7 +179,7 @@ def difference_figure(records: Sequence[RunRecord]) -> Figure:
         panels[0].set_yticks(range(len(formats)), [plot_label(format_label(name)) for name in formats])
         panels[0].set_ylim(len(formats) - 0.5, -0.5)
         panels[0].margins(x=0.12)
-        looks = dict.fromkeys(way.look for way in found)
+        looks = dict.fromkeys(_look(way) for way in found)
         handles = [
             Line2D(
                 [], [], color=color, marker=marker, linestyle="", markersize=9 if marker == "*" else 6, label=plot_label(label)
@@ -267,11 +192,11 @@ def difference_figure(records: Sequence[RunRecord]) -> Figure:
 
 def _dots(ax: Any, way: Way, position: int, beside: Sequence[tuple[str, str, str]]) -> None:
     """The mean of one way to quantise, and its runs where there are several."""
-    _, color, marker = way.look
+    _, color, marker = _look(way)
     values = [100 * value for value in way.values("accuracy_difference")]
     if not values:
         return
-    place = position + 0.22 * (beside.index(way.look) - (len(beside) - 1) / 2)
+    place = position + 0.22 * (beside.index(_look(way)) - (len(beside) - 1) / 2)
     mean = statistics.fmean(values)
     ax.plot([0, mean], [place, place], color=color, linewidth=0.9, alpha=0.6)
     ax.plot([mean], [place], marker=marker, color=color, markersize=9 if marker == "*" else 5.5, linestyle="")
@@ -327,7 +252,7 @@ def quantization_remark(records: Sequence[RunRecord]) -> str:
     """
     records = [record for record in records if record.origin != "imported"]
     known = [(way, value) for way in ways(records) if (value := way.mean("accuracy_difference")) is not None]
-    eight_bits = [(way, value) for way, value in known if way.format != _PUBLISHED]
+    eight_bits = [(way, value) for way, value in known if way.format != PUBLISHED]
     if not eight_bits:
         return ""
     best, worst = max(eight_bits, key=lambda pair: pair[1]), min(eight_bits, key=lambda pair: pair[1])
@@ -335,18 +260,24 @@ def quantization_remark(records: Sequence[RunRecord]) -> str:
     n = f"mean over {len(records)} runs" if len(records) > 1 else "one run"
     told = [p for way, _ in eight_bits for p in way.values("mcnemar_p")]
     below = sum(p < _LEVEL for p in told)
-    sentences = [
-        f"Quantised after training to 8 bits, the test accuracy of {sources} changes by {_points(worst[1])} "
-        f"({_way_words(worst[0])}) to {_points(best[1])} points ({_way_words(best[0])}; {n}).",
-        f"McNemar's exact test gives a p below {_LEVEL} in {below} of {len(told)} comparisons with the source; they are not "
-        "adjusted for their number, and each is about one trained model.",
-    ]
+    span = f"{points(best[1])} points ({_way_words(best[0])}; {n})"
+    if len(eight_bits) > 1:
+        span = f"{points(worst[1])} ({_way_words(worst[0])}) to {span}"
+    sentences = [f"Quantised after training to 8 bits, the test accuracy of {sources} changes by {span}."]
+    sentences += (
+        [
+            f"McNemar's exact test gives a p below {_LEVEL} in {below} of {len(told)} comparisons with the source; they are not "
+            "adjusted for their number, and each is about one trained model.",
+        ]
+        if told
+        else []
+    )
     by_name = {(way.format, way.granularity, way.operands): value for way, value in known}
-    published, true = by_name.get((_PUBLISHED, "tensor", "weights")), by_name.get(("e4m3", "tensor", "weights"))
+    published, true = by_name.get((PUBLISHED, "tensor", "weights")), by_name.get(("e4m3", "tensor", "weights"))
     if published is not None and true is not None:
         sentences.append(
             "The published rounding of weights to integers up to ±240, which is no FP8 format, changes it by "
-            f"{_points(published)} points; true E4M3 of the same weights under one scale by {_points(true)}."
+            f"{points(published)} points; true E4M3 of the same weights under one scale by {points(true)}."
         )
     exports = [row.export for record in records for row in record.quantization if row.export]
     if exports:
@@ -357,14 +288,22 @@ def quantization_remark(records: Sequence[RunRecord]) -> str:
     return " ".join([*sentences, _worst_layer(records)]).strip()
 
 
-def _points(value: float) -> str:
-    """A difference of accuracies in points, with its sign."""
-    return ("+" if value > 0 else "") + number(value, 100)
+def study_remark(results: StudyResults) -> str:
+    """`quantization_remark` of the runs that figure and table show, and which other quantisations the study holds.
+
+    Args:
+        results: the study.
+    """
+    shown = {id(record) for record in results.quantized}
+    others = [group for group in quantized_groups(results) if id(group.first) not in shown]
+    further = [f"{md(group.label)} ({listed([md(run) for run in group.runs])})" for group in others]
+    text = f"Figure and table leave out {listed(further)}, whose outcome is given above." if further else ""
+    return " ".join(filter(None, [quantization_remark(results.quantized), text]))
 
 
 def _way_words(way: Way) -> str:
-    """A way to quantise in words."""
-    return f"{md(format_label(way.format))}, {md(way.granularity)}, {md(QUANTIZED_OPERANDS.get(way.operands, way.operands))}"
+    """A way to quantise in words, for Markdown."""
+    return str(md(way_words(way)))
 
 
 def _worst_layer(records: Sequence[RunRecord]) -> str:

@@ -178,26 +178,28 @@ def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def conclusion(paired: Paired, *, adjusted_p: float | None = None) -> str:
+def conclusion(paired: Paired, *, adjusted_p: float | None = None, single: bool = True) -> str:
     """What a paired difference of accuracies allows to say, as the end of a sentence.
 
     Args:
         paired: differences of fractions.
         adjusted_p: p adjusted for the number of contrasts; None: the test's own.
+        single: of one pair, whether either side has no other run.
     """
     mean = 100 * paired.sample.mean
     if paired.n == 1:
+        where = "in this single run per cell" if single else "in the only seed that both have"
         if abs(mean) < 0.005:
-            return "the same to two decimals in this single run per cell"
+            return f"the same to two decimals {where}"
         direction = "higher" if mean > 0 else "lower"
-        return f"{abs(mean):.2f} points {direction} in this single run per cell"
+        return f"{abs(mean):.2f} points {direction} {where}"
     assert paired.sample.low is not None and paired.sample.high is not None and paired.p is not None
     interval = f"95 % confidence interval {100 * paired.sample.low:+.2f} to {100 * paired.sample.high:+.2f}"
     text = f"{mean:+.2f} points in the mean over {paired.n} paired seeds ({interval})".replace("-", "−")
     if paired.n < LEAST_SEEDS_FOR_A_TEST:
         return f"{text}; the least p that {paired.n} seeds can give is {paired.least_p:.3g}, so that no test can decide"
     p = paired.p if adjusted_p is None else adjusted_p
-    adjusted = "" if adjusted_p is None else ", adjusted for the number of contrasts"
+    adjusted = "" if adjusted_p is None else ", adjusted for the number of contrasts in its family"
     if p <= ALPHA:
         return f"{text}; significant at {ALPHA:g} (sign-flip test, p = {p:.3g}{adjusted})"
     return f"{text}; not significant at {ALPHA:g} (sign-flip test, p = {p:.3g}{adjusted}), which does not show equality"

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitfp8.analysis.after_training import QuantizedGroup, quantized_groups
 from vitfp8.analysis.contrasts import find_contrasts
 from vitfp8.analysis.escaping import one_line
 from vitfp8.analysis.metrics import Group, StudyResults
 from vitfp8.analysis.statistics import describe
-from vitfp8.analysis.tables import METRIC_ROWS, comparison, contrast_table, not_in_results, write_tables
+from vitfp8.analysis.tables import METRIC_ROWS, comparison, contrast_table, not_in_results, notes_table, write_tables
 from vitfp8.home import at_home
 from vitfp8.record import backup_state
 
@@ -19,13 +20,11 @@ def _group_summary(results: StudyResults, group: Group) -> dict[str, Any]:
     """One group for the JSON: numbers in base units."""
     metrics = {}
     for row in METRIC_ROWS:
-        sample = describe(group.values(row.key))
-        if sample is not None:
-            metrics[row.key] = {
-                "n": sample.n, "mean": sample.mean, "sd": sample.sd, "ci95": [sample.low, sample.high] if sample.n > 1 else None,
-                "values": group.values(row.key),
-            }  # fmt: skip
+        if values := row.values(group):
+            metrics[row.key] = _sample(values)
+    quartiles = group.epoch_quartiles()
     return {
+        "kind": "run",
         "label": group.label,
         "experiment": group.experiment,
         "variant": group.variant,
@@ -34,11 +33,54 @@ def _group_summary(results: StudyResults, group: Group) -> dict[str, Any]:
         "seeds": [None if seed is None else int(seed) for seed in (results.records[run].seed for run in group.runs["run"])],
         "precision": group.precision,
         "backend": group.backend,
-        "timings_comparable": group.backend == "native",
+        "augmentation": group.parameters.get("augmentation"),
+        "departures": dict(group.departures),
+        "timings_comparable": group.backend == "native" and group.disturbed < group.n,
+        "disturbed": [value if isinstance(value, bool) else None for value in group.runs["disturbed"]],
+        "epoch_seconds_quartiles": None if quartiles is None else list(quartiles),
         "machine": group.machine,
         "notebooks": [Path(path).as_posix() for path in group.runs["path"]],
         "metrics": metrics,
     }
+
+
+def _sample(values: list[float]) -> dict[str, Any]:
+    """Some values, a run each, with mean and spread; there is at least one."""
+    sample = describe(values)
+    assert sample is not None
+    return {
+        "n": sample.n, "mean": sample.mean, "sd": sample.sd, "ci95": [sample.low, sample.high] if sample.n > 1 else None,
+        "values": values,
+    }  # fmt: skip
+
+
+def _quantized_summary(results: StudyResults, group: QuantizedGroup) -> dict[str, Any]:
+    """One group of quantisations after training for the JSON: every way to 8 bits, the best on the test set first."""
+    first, judged = group.first, group.judged
+    metrics = {"source_test_acc": _sample(group.source_values)} if group.source_values else {}
+    if judged:
+        metrics |= {f"best_way_{key}": _sample(values) for key in ("test_acc", "accuracy_difference")
+                    if (values := judged[0][0].values(key))}  # fmt: skip
+    return {
+        "kind": "quantization",
+        "label": group.label,
+        "experiment": first.experiment,
+        "variant": first.variant,
+        "origin": first.origin,
+        "n": group.n,
+        "seeds": [record.seed for record in group.records],
+        "source": {key: first.source.get(key) for key in ("experiment", "variant", "precision", "backend")},
+        "timings_comparable": False,
+        "notebooks": [(results.folder / f"{run}.ipynb").as_posix() for run in group.runs],
+        "metrics": metrics,
+        "ways": [
+            {
+                "format": way.format, "granularity": way.granularity, "operands": way.operands,
+                "accuracy_difference": value, "test_acc": way.mean("test_acc"), "n": len(way.rows),
+            }
+            for way, value in judged
+        ],
+    }  # fmt: skip
 
 
 def summary(results: StudyResults) -> dict[str, Any]:
@@ -51,21 +93,27 @@ def summary(results: StudyResults) -> dict[str, Any]:
     return {
         "format": 1,
         "study": results.name,
-        "runs": len(results.runs),
-        "statuses": {status: results.count(status) for status in sorted(set(results.runs["status"]))},
-        "experiments": [_group_summary(results, group) for group in results.groups],
+        "runs": results.run_count,
+        "statuses": {status: results.count(status) for status in sorted(results.statuses)},
+        "experiments": [
+            *(_group_summary(results, group) for group in results.groups),
+            *(_quantized_summary(results, group) for group in quantized_groups(results)),
+        ],
         "contrasts": [
             {
                 "first": contrast.first.label, "second": contrast.second.label, "factor": contrast.factor,
                 "endpoint": contrast.endpoint, "n": contrast.paired.n, "seeds": list(contrast.paired.seeds),
                 "differences": list(contrast.paired.differences), "mean": contrast.paired.sample.mean,
                 "holm_p": contrast.adjusted_p, "least_p": contrast.paired.least_p, "conclusion": contrast.conclusion,
+                "family": contrast.family, "changed": contrast.changed_words,
             }
             for contrast in contrasts
         ],
         "not_compared": left_out,
         "not_in_results": [vars(row) for row in results.excluded],
         "unreadable": list(results.problems),
+        "notes": {run: [vars(remark) for remark in remarks] for run, remarks in results.remarks.items()},
+        "set_aside": {run: list(names) for run, names in results.set_aside.items()},
         "warnings": results.warnings(),
     }  # fmt: skip
 
@@ -76,16 +124,32 @@ def summary_text(results: StudyResults) -> str:
     Args:
         results: the study.
     """
-    parts = [f"Study {one_line(results.name)}: {len(results.runs)} runs, {results.status_words()}", ""]
-    table = comparison(results)
-    parts += [table.to_text() if results.groups else "No run has completed.", ""]
+    runs = "1 run" if results.run_count == 1 else f"{results.run_count} runs"
+    parts = [f"Study {one_line(results.name)}: {runs}, {results.status_words()}", ""]
+    quantized = quantized_groups(results)
+    if results.groups or not quantized:
+        parts += [comparison(results).to_text() if results.groups else "No run has completed.", ""]
+    if quantized:
+        from vitfp8.analysis.quantization import quantization_table
+
+        for group in quantized:
+            parts += [
+                f"{one_line(group.label)}: {one_line(', '.join(group.runs))}",
+                quantization_table(group.records).to_text(),
+                "",
+            ]
     contrasts, left_out = find_contrasts(results)
     if contrasts:
         parts += ["Contrasts", contrast_table(results).to_text(), ""]
-        parts += [f"- {one_line(contrast.label)}: {contrast.conclusion}." for contrast in contrasts] + [""]
-    if results.excluded or results.problems:
+        for contrast in contrasts:
+            differs = f" ({contrast.changed_words})" if contrast.changed_words else ""
+            parts.append(f"- {one_line(contrast.label + differs)}: {contrast.conclusion}.")
+        parts.append("")
+    if results.excluded or results.problems or results.set_aside:
         parts += ["Not in the results", not_in_results(results).to_text(), ""]
-    remarks = [*left_out, *results.warnings()]
+    if results.remarks:
+        parts += ["Notes", notes_table(results).to_text(), ""]
+    remarks = list(dict.fromkeys([*left_out, *results.warnings()]))
     if remarks:
         parts += ["Remarks", *(f"- {one_line(remark)}" for remark in remarks), ""]
     parts += [f"The results are {one_line(backup_state(results.folder).words)}.", ""]

@@ -1,7 +1,8 @@
 """Tables: one object that shows itself as HTML, LaTeX (booktabs) and text, and is written as CSV with plain numbers.
 
 Cells are texts and are escaped in each format. ``±`` is a standard deviation over seeds; times, memory and energy of emulated
-arithmetic carry a dagger, because they say nothing about the format and are never compared.
+arithmetic carry a dagger, because they say nothing about the format and are never compared. Those of runs that others disturbed
+are in no mean; where there are no other runs, they carry a double dagger.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Any
 
 import pandas as pd
 
-from vitfp8.analysis.contrasts import ENDPOINTS, Contrast, find_contrasts
+from vitfp8.analysis.after_training import quantized_groups
+from vitfp8.analysis.contrasts import ENDPOINTS, FAMILIES, Contrast, find_contrasts
+from vitfp8.analysis.disturbance import MARK
 from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, one_line
-from vitfp8.analysis.metrics import IMPORTED_VALIDATION, Group, StudyResults, finite
+from vitfp8.analysis.factors import key_words
+from vitfp8.analysis.metrics import IMPORTED_VALIDATION, Group, StudyResults, deciding_parameters, finite
 from vitfp8.analysis.statistics import LEAST_SEEDS_FOR_A_TEST, describe
 from vitfp8.catalog import AUGM_BUNDLE, EXPERIMENTS, PRECISIONS
 from vitfp8.record import code_digest_rule
@@ -146,7 +150,7 @@ class MetricRow:
         label: with the unit.
         factor: from the column's unit to that one.
         digits: after the point.
-        timed: whether emulated arithmetic makes the value say nothing.
+        timed: whether emulated arithmetic, or others on the machine, make the value say nothing.
         text: gives the cell instead, for what is no mean of numbers.
         optional: left out where no group has it.
     """
@@ -159,6 +163,14 @@ class MetricRow:
     text: Callable[[Group], str] | None = None
     optional: bool = False
 
+    def values(self, group: Group) -> list[float]:
+        """The values of a group's runs that count; see `Group.timed_values`.
+
+        Args:
+            group: whose.
+        """
+        return group.timed_values(self.key) if self.timed else group.values(self.key)
+
 
 def mean_cell(group: Group, row: MetricRow) -> str:
     """Mean, ± standard deviation where there are several runs, and n where not all of them have the value.
@@ -167,7 +179,7 @@ def mean_cell(group: Group, row: MetricRow) -> str:
         group: whose.
         row: what.
     """
-    sample = describe(group.values(row.key))
+    sample = describe(row.values(group))
     if sample is None:
         return MISSING
     text = number(sample.mean, row.factor, row.digits)
@@ -175,7 +187,12 @@ def mean_cell(group: Group, row: MetricRow) -> str:
         text += f" ± {number(sample.sd, row.factor, row.digits)}"
     if sample.n != group.n:
         text += f" (n = {sample.n})"
-    return text + (" †" if row.timed and group.emulated else "")
+    return _marked(text, group) if row.timed else text
+
+
+def _marked(text: str, group: Group) -> str:
+    """A cell about time, memory or energy with the marks of its group."""
+    return f"{text} {group.marks}".rstrip()
 
 
 def _precision_cell(group: Group) -> str:
@@ -186,13 +203,27 @@ def _precision_cell(group: Group) -> str:
 
 def _epoch_time_cell(group: Group) -> str:
     """Mean time of an epoch ± standard deviation over the epochs (pooled over the runs)."""
-    mean = describe(group.values("epoch_seconds_mean"))
+    mean = describe(group.timed_values("epoch_seconds_mean"))
     if mean is None:
         return MISSING
-    spreads = group.values("epoch_seconds_sd")
+    spreads = group.timed_values("epoch_seconds_sd")
     pooled = math.sqrt(math.fsum(value**2 for value in spreads) / len(spreads)) if spreads else None
     spread = f" ± {number(pooled)}" if pooled is not None else ""
-    return number(mean.mean) + spread + (" †" if group.emulated else "")
+    return _marked(number(mean.mean) + spread, group)
+
+
+def _epoch_median_cell(group: Group) -> str:
+    """Median time of an epoch and its quartiles, over the epochs of all runs that count."""
+    found = group.epoch_quartiles()
+    return MISSING if found is None else _marked(f"{number(found[1])} ({number(found[0])} to {number(found[2])})", group)
+
+
+def _disturbed_cell(group: Group) -> str:
+    """During how many runs others took the processor."""
+    told = [value for value in group.runs.get("disturbed", []) if isinstance(value, bool)]
+    if not told:
+        return "not measured"
+    return f"{sum(told)} of {len(told)} runs" if any(told) else "no"
 
 
 def _throttled_cell(group: Group) -> str:
@@ -219,6 +250,7 @@ def _whole_cell(key: str) -> Callable[[Group], str]:
 #: The rows of the comparison, in order.
 METRIC_ROWS: tuple[MetricRow, ...] = (
     MetricRow(key="precision", label="Effective precision", text=_precision_cell),
+    MetricRow(key="augmentation", label="Augmentation", text=lambda group: str(group.stated.get("augmentation") or MISSING)),
     MetricRow(key="epochs", label="Epochs", text=_whole_cell("epochs")),
     MetricRow(key="test_acc", label="Test accuracy, last weights (%)", factor=100),
     MetricRow(key="best_test_acc", label="Test accuracy, best weights (%)", factor=100),
@@ -231,7 +263,8 @@ METRIC_ROWS: tuple[MetricRow, ...] = (
     MetricRow(key="final_val_loss", label="Final validation loss", digits=4),
     MetricRow(key="skipped_steps", label="Skipped steps", text=_whole_cell("skipped_steps"), optional=True),
     MetricRow(key="train_seconds", label="Total time (s)", digits=1, timed=True),
-    MetricRow(key="epoch_seconds_mean", label="Time an epoch, ± over epochs (s)", text=_epoch_time_cell),
+    MetricRow(key="epoch_seconds_mean", label="Time an epoch, ± over epochs (s)", timed=True, text=_epoch_time_cell),
+    MetricRow(key="epoch_seconds_median", label="Time an epoch, median and quartiles (s)", timed=True, text=_epoch_median_cell),
     MetricRow(key="images_per_second", label="Images a second", digits=0, timed=True),
     MetricRow(key="cpu_percent_mean", label="CPU, mean (%)", digits=0, timed=True),
     MetricRow(key="cpu_percent_max", label="CPU, maximum (%)", digits=0, timed=True),
@@ -242,6 +275,7 @@ METRIC_ROWS: tuple[MetricRow, ...] = (
     MetricRow(key="gpu_memory_used_bytes_max", label="GPU memory, maximum (GB)", factor=1e-9, timed=True, optional=True),
     MetricRow(key="gpu_power_watts_mean", label="GPU power, mean (W)", digits=0, timed=True, optional=True),
     MetricRow(key="energy_joules", label="Energy (kJ)", factor=1e-3, timed=True, optional=True),
+    MetricRow(key="disturbed", label="Others took the processor", text=_disturbed_cell),
     MetricRow(key="throttled", label="Throttled", text=_throttled_cell),
 )
 
@@ -253,15 +287,27 @@ def _runs_cell(results: StudyResults, group: Group) -> str:
 
 
 def diverged_beside(results: StudyResults, group: Group) -> int:
-    """Number of diverged runs of the same experiment, variant and origin.
+    """Number of diverged runs of the same experiment, variant, origin and parameters.
 
     Args:
         results: the study.
         group: whose.
     """
-    runs = results.runs
-    same = (runs["experiment"] == group.experiment) & (runs["variant"] == group.variant) & (runs["origin"] == group.origin)
-    return int((same & (runs["status"] == "diverged")).sum())
+    diverged = [record for record in results.records.values() if record.status == "diverged"]
+    cell = (group.experiment, group.variant, group.origin)
+    return sum(
+        (record.experiment, record.variant, record.origin) == cell and deciding_parameters(record) == group.parameters
+        for record in diverged
+    )
+
+
+def _changes(results: StudyResults) -> dict[str, str]:
+    """Label of a variant → what it changes against its base, by the records; variants without a base are left out."""
+    return {
+        contrast.first.label: contrast.changed_words
+        for contrast in find_contrasts(results)[0]
+        if contrast.family == "variants" and contrast.first.experiment == contrast.second.experiment
+    }
 
 
 _COMPARISON_COLUMNS = [
@@ -279,6 +325,9 @@ def comparison(results: StudyResults, groups: Sequence[Group] | None = None, ste
     """
     groups = results.groups if groups is None else groups
     rows = [["Runs (n)", *(_runs_cell(results, group) for group in groups)]] if groups else []
+    if any(group.variant for group in groups):
+        changes = _changes(results)
+        rows.append(["Differs from its base in", *(changes.get(group.label, MISSING) for group in groups)])
     for row in METRIC_ROWS:
         if not groups or (row.optional and not any(group.values(row.key) for group in groups)):
             continue
@@ -294,6 +343,13 @@ def comparison(results: StudyResults, groups: Sequence[Group] | None = None, ste
         )
     if any(group.emulated for group in groups):
         notes.append("† emulated arithmetic: times, memory and energy are shown, and are not to be compared.")
+    if any(group.disturbed == group.n for group in groups):
+        notes.append(
+            f"{MARK} others took the processor during every run: times, memory and energy are shown, and are not to be compared."
+        )
+    if left := sum(group.disturbed for group in groups if group.disturbed < group.n):
+        runs = "one run" if left == 1 else f"{left} runs"
+        notes.append(f"Times, memory and energy leave out {runs} during which others took the processor.")
     values = [
         [
             row.key, group.experiment, group.variant, group.origin, group.label, group.backend,
@@ -301,7 +357,7 @@ def comparison(results: StudyResults, groups: Sequence[Group] | None = None, ste
         ]
         for row in METRIC_ROWS
         for group in groups
-        if (sample := describe(group.values(row.key))) is not None
+        if (sample := describe(row.values(group))) is not None
     ]  # fmt: skip
     return ReportTable(
         stem=stem,
@@ -319,7 +375,7 @@ def core_comparison(results: StudyResults) -> ReportTable:
         results: the study.
     """
     core = {name for name, row in EXPERIMENTS.items() if row.core}
-    groups = [group for group in results.groups if group.origin == "run" and not group.variant and group.experiment in core]
+    groups = [group for group in results.groups if group.origin == "run" and group.of_design and group.experiment in core]
     return comparison(results, groups, stem="metrics_comparison_4exp")
 
 
@@ -337,7 +393,7 @@ def contrast_table(results: StudyResults) -> ReportTable:
         tested = paired.n >= LEAST_SEEDS_FOR_A_TEST and paired.p is not None
         p = f"{paired.p:.3g}" if tested else f"none: n < {LEAST_SEEDS_FOR_A_TEST}"
         rows.append([
-            contrast.label, contrast.factor, str(paired.n), number(sample.mean, 100), interval, p,
+            contrast.label, _factor_cell(contrast), str(paired.n), number(sample.mean, 100), interval, p,
             f"{contrast.adjusted_p:.3g}" if contrast.adjusted_p is not None else MISSING,
         ])  # fmt: skip
         values.append({
@@ -346,6 +402,8 @@ def contrast_table(results: StudyResults) -> ReportTable:
             "seeds": " ".join(MISSING if seed is None else str(seed) for seed in paired.seeds),
             "difference_mean": sample.mean, "difference_sd": sample.sd, "ci_low": sample.low, "ci_high": sample.high,
             "sign_flip_p": paired.p if tested else None, "holm_p": contrast.adjusted_p, "least_p": paired.least_p,
+            "family": contrast.family, "first_variant": contrast.first.variant, "second_variant": contrast.second.variant,
+            "changed": contrast.changed_words,
         })  # fmt: skip
     endpoints = " or, where it is not known, ".join(_endpoints(contrast for contrast in contrasts if not contrast.first.imported))
     imported = " or ".join(_endpoints(contrast for contrast in contrasts if contrast.first.imported))
@@ -353,8 +411,17 @@ def contrast_table(results: StudyResults) -> ReportTable:
     notes += [f"Imported runs, among themselves: differences of {imported}, in points."] if imported else []
     if any(contrast.factor == "Augm" for contrast in contrasts):
         notes.append(f"“Augm” is a bundle: {AUGM_BUNDLE} change together.")
+    if {contrast.family for contrast in contrasts} == {*FAMILIES}:
+        notes.append("p (Holm) is adjusted within two families: the design's contrasts, and those of variants.")
     columns = ["Contrast", "Factor", "n", "Mean", "95 % interval", "p", "p (Holm)"]
     return ReportTable(stem="contrasts", columns=columns, rows=rows, notes=notes, values=pd.DataFrame(values))
+
+
+def _factor_cell(contrast: Contrast) -> str:
+    """What a contrast is about: the design's factor, or what a variant changes."""
+    if contrast.family == "design":
+        return contrast.factor
+    return f"variant: {', '.join(map(key_words, contrast.changed)) or contrast.changed_words}"
 
 
 def _endpoints(contrasts: Iterable[Contrast]) -> list[str]:
@@ -371,7 +438,37 @@ def not_in_results(results: StudyResults) -> ReportTable:
     """
     rows = [[row.run, row.label, row.status, row.epochs, one_line(row.reason, 300)] for row in results.excluded]
     rows += [[MISSING, MISSING, "unreadable", MISSING, one_line(problem, 300)] for problem in results.problems]
+    rows += [
+        [run, MISSING, "set aside", MISSING, f"this run is there no more; superseded/ holds {one_line(', '.join(names), 250)}"]
+        for run, names in results.set_aside.items()
+    ]
     return ReportTable(stem="not_in_results", columns=["Run", "Experiment", "Status", "Epochs", "Reason"], rows=rows)
+
+
+#: Kind of a remark → what the table of notes calls it.
+_REMARKS = {"continued": "continued", "attempt": "earlier attempt", "superseded": "set aside", "note": "note"}
+
+
+def notes_table(results: StudyResults) -> ReportTable:
+    """What is noted of the runs beside their figures: continued, earlier attempts, earlier lab records, dated notes.
+
+    What is noted of several runs in the same words stands in one row.
+
+    Args:
+        results: the study.
+    """
+    found: dict[tuple[str, str], list[tuple[str, str | None]]] = {}
+    for run, remarks in results.remarks.items():
+        for remark in remarks:
+            found.setdefault((remark.kind, remark.text), []).append((run, remark.time))
+    rows, values = [], []
+    for (kind, text), told in found.items():
+        runs = list(dict.fromkeys(run for run, _ in told))
+        days = sorted({time[:10] for _, time in told if time})
+        when = MISSING if not days else days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+        rows.append([one_line(", ".join(runs), 200), one_line(when, 30), _REMARKS[kind], one_line(text, 600)])
+        values += [{"run": run, "time": time, "kind": kind, "text": text} for run, time in told]
+    return ReportTable(stem="notes", columns=["Run", "When", "What", "Text"], rows=rows, values=pd.DataFrame(values))
 
 
 def precision_table(results: StudyResults) -> ReportTable:
@@ -390,6 +487,7 @@ def precision_table(results: StudyResults) -> ReportTable:
             else:
                 converted = f"{sum(layer.converted for layer in p.layers)} of {len(p.layers)}" if p.layers else MISSING
                 asked, ran = (PRECISIONS.get(name, name) for name in (p.requested, p.effective))
+                ran += f", {p.recipe}" if p.recipe else ""
                 cells = (group.label, asked, ran, p.backend, converted, one_line(p.reason, 300) or MISSING)
             counted[cells] = counted.get(cells, 0) + 1
     rows = [[cells[0], str(count), *cells[1:]] for cells, count in counted.items()]
@@ -403,29 +501,35 @@ def provenance_table(results: StudyResults) -> ReportTable:
     Args:
         results: the study.
     """
+    shown = [
+        (run, Path(path), group.label)
+        for group in results.groups
+        for run, path in zip(group.runs["run"], group.runs["path"], strict=True)
+    ]
+    shown += [(run, results.folder / f"{run}.ipynb", group.label) for group in quantized_groups(results) for run in group.runs]
     rows, values = [], []
-    rules = {code_digest_rule(results.records[run].provenance) for group in results.groups for run in group.runs["run"]} - {None}
-    for group in results.groups:
-        for run, path in zip(group.runs["run"], group.runs["path"], strict=True):
-            record = results.records[run]
-            about = record.provenance
-            rule = code_digest_rule(about)
-            commit = str(about.get("commit") or "")
-            dirty = " + changes" if about.get("dirty") else ""
-            digests = [str(about.get("code_digest") or ""), str(record.data.get("digest") or "")]
-            seed = MISSING if record.seed is None else str(record.seed)
-            rows.append([
-                Path(path).name, group.label, seed, (commit[:10] or MISSING) + dirty,
-                (digests[0][:10] or MISSING) + (f" (rule {rule})" if rule is not None and len(rules) > 1 else ""),
-                digests[1][:10] or MISSING,
-            ])  # fmt: skip
-            values.append({
-                "notebook": Path(path).as_posix(), "experiment": record.experiment, "variant": record.variant,
-                "seed": record.seed,
-                "commit": commit or None, "dirty": about.get("dirty"), "code_digest": digests[0] or None,
-                "code_digest_rule": rule, "data_digest": digests[1] or None, "parameters_digest": record.parameters_digest,
-                "started": record.started, "finished": record.finished,
-            })  # fmt: skip
+    records = {run: results.records.get(run) or results.quantizations[run] for run, _, _ in shown}
+    rules = {code_digest_rule(record.provenance) for record in records.values()} - {None}
+    for run, path, label in shown:
+        record = records[run]
+        about = record.provenance
+        rule = code_digest_rule(about)
+        commit = str(about.get("commit") or "")
+        dirty = " + changes" if about.get("dirty") else ""
+        digests = [str(about.get("code_digest") or ""), str(record.data.get("digest") or "")]
+        seed = MISSING if record.seed is None else str(record.seed)
+        rows.append([
+            path.name, label, seed, (commit[:10] or MISSING) + dirty,
+            (digests[0][:10] or MISSING) + (f" (rule {rule})" if rule is not None and len(rules) > 1 else ""),
+            digests[1][:10] or MISSING,
+        ])  # fmt: skip
+        values.append({
+            "notebook": path.as_posix(), "experiment": record.experiment, "variant": record.variant,
+            "seed": record.seed,
+            "commit": commit or None, "dirty": about.get("dirty"), "code_digest": digests[0] or None,
+            "code_digest_rule": rule, "data_digest": digests[1] or None, "parameters_digest": record.parameters_digest,
+            "started": record.started, "finished": record.finished,
+        })  # fmt: skip
     columns = ["Executed notebook", "Experiment", "Seed", "Commit", "Code digest", "Data digest"]
     notes = [f"The notebooks lie in {results.folder.as_posix()}; digests and commits are shortened here, whole in the CSV."]
     if len(rules) > 1:
@@ -434,7 +538,7 @@ def provenance_table(results: StudyResults) -> ReportTable:
 
 
 def runs_table(results: StudyResults) -> ReportTable:
-    """Every run with all its figures, whatever its status: a row a run, for further work.
+    """Every training with all its figures, whatever its status: a row a run, for further work.
 
     Args:
         results: the study.
@@ -463,6 +567,8 @@ def write_tables(results: StudyResults, report_folder: Path) -> list[Path]:
         from vitfp8.analysis.quantization import quantization_table
 
         files += quantization_table(results.quantized).save(folder)
+    if (notes := notes_table(results)).rows:
+        files += notes.save(folder)
     return files
 
 

@@ -10,9 +10,10 @@ import click
 from vitfp8.cli.tables import console, record_cells
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from vitfp8.record import RunRecord
+    from vitfp8.record import Remark, RunRecord
 
 
 @click.command()
@@ -22,8 +23,9 @@ def runs(study: str | None, as_json: bool) -> None:
     """List what is there, also unfinished, failed and diverged runs."""
     import json
 
-    from vitfp8.params import InputError
-    from vitfp8.record import load_records
+    from vitfp8.analysis.disturbance import disturbed
+    from vitfp8.params import InputError, printable
+    from vitfp8.record import load_records, remarks_of, superseded_of
     from vitfp8.workflow.locate import executed_folder
     from vitfp8.workflow.study import check_study_name
 
@@ -34,29 +36,40 @@ def runs(study: str | None, as_json: bool) -> None:
     if study and not folders[0].is_dir():
         there = ", ".join(sorted(path.name for path in executed.glob("*") if path.is_dir())) or "none yet"
         raise InputError(f"study: {study!r}: there is no {folders[0]}; there are: {there}")
-    rows: list[tuple[str, Path, RunRecord]] = []
+    rows: list[tuple[str, Path, RunRecord, list[Remark]]] = []
     problems: list[str] = []
+    set_aside: dict[str, dict[str, list[str]]] = {}
     for folder in folders:
         found, bad = load_records(folder)
         problems += bad
-        rows += [(folder.name, path, record) for path, record in found]
+        rows += [(folder.name, path, record, remarks_of(path, record)) for path, record in found]
+        named = {path.stem for path, _ in found}
+        if gone := {run: names for run, names in superseded_of(folder).items() if run not in named}:
+            set_aside[folder.name] = gone
     if as_json:
         out = [
             {
                 "study": name,
                 "run": path.stem,
+                "kind": record.kind,
                 "status": record.status,
                 "origin": record.origin,
                 "reason": record.reason,
                 "progress": for_json(record.progress),
                 "metrics": for_json(record.metrics.model_dump()),
+                **_quantized(record),
+                "disturbed": disturbed(record),
+                "continued": for_json(record.continued),
+                "notes": for_json(record.notes),
+                "remarks": [vars(remark) for remark in remarks],
                 "path": str(path),
             }
-            for name, path, record in rows
+            for name, path, record, remarks in rows
         ]
-        click.echo(json.dumps({"runs": out, "problems": problems}, indent=1, allow_nan=False, default=str))
+        listed = {"runs": out, "problems": problems, "set_aside": set_aside}
+        click.echo(json.dumps(listed, indent=1, allow_nan=False, default=str))
         return
-    if not rows and not problems:
+    if not rows and not problems and not set_aside:
         click.echo(f"nothing in {executed}/ yet; `vitfp8 run --preset digits` is a start")
         return
     from rich.table import Table
@@ -64,19 +77,41 @@ def runs(study: str | None, as_json: bool) -> None:
     table = Table()
     for column in ("study", "run", "status", "epoch", "validation", "test", "time", "note"):
         table.add_column(column, overflow="fold")
-    for name, path, record in rows:
-        table.add_row(name, path.stem, record.status, *record_cells(record), _note(record))
+    for name, path, record, remarks in rows:
+        table.add_row(name, path.stem, record.status, *record_cells(record), _note(record, remarks))
     console().print(table)
-    if any(record.origin == "imported" for _, _, record in rows):
+    if any(record.origin == "imported" for _, _, record, _ in rows):
         click.echo("imported: what stands as validation is the test set, which also chose the best epoch")
+    if any(_quantized(record) for _, _, record, _ in rows):
+        click.echo("quantised after training: the test accuracy is that of the best 8-bit way, with its difference to the source")
+    for name, gone in set_aside.items():
+        for run, names in gone.items():
+            click.echo(printable(f"{name}: of {run} only earlier lab records are there, in superseded/: {', '.join(names)}"))
     for problem in problems:
         click.echo(f"vitfp8: {problem}", err=True)
 
 
-def _note(record: RunRecord) -> str:
+def _note(record: RunRecord, remarks: Sequence[Remark]) -> str:
     """What the table says of a run beside its figures."""
+    from vitfp8.analysis.disturbance import disturbed
+    from vitfp8.record import remark_words
+
     parts = ["imported" if record.origin == "imported" else "", record.reason or ""]
-    return ": ".join(part for part in parts if part)
+    said = ": ".join(part for part in parts if part)
+    busy = "others took the processor" if disturbed(record) else ""
+    return "; ".join(filter(None, [said, remark_words(remarks), busy]))
+
+
+def _quantized(record: RunRecord) -> dict[str, Any]:
+    """What a quantisation after training found: its source, and the 8-bit way that costs least; empty for a training."""
+    row = record.best_way
+    if row is None:
+        return {}
+    keys = ("format", "granularity", "operands", "test_acc", "accuracy_difference")
+    return {
+        "source": {key: record.source.get(key) for key in ("run", "experiment", "variant", "test_acc")},
+        "best_way": for_json({key: getattr(row, key) for key in keys}),
+    }
 
 
 def for_json(value: Any) -> Any:

@@ -42,9 +42,15 @@ def print_findings(findings: Sequence[Finding]) -> None:
 
 
 def record_cells(record: Any) -> tuple[str, str, str, str]:
-    """Epoch, best validation accuracy, test accuracy and time of a record, as text."""
+    """Epoch, best validation accuracy, test accuracy and time of a record, as text.
+
+    Of a quantisation after training: measurements, and the test accuracy of the 8-bit way that costs least, with its difference
+    to the source in points.
+    """
     if record is None:
         return "", "", "", ""
+    if record.kind == "quantization":
+        return _quantized_cells(record)
     progress, metrics = record.progress, record.metrics
     best = metrics.best_val_acc
     if best is None:
@@ -57,6 +63,16 @@ def record_cells(record: Any) -> tuple[str, str, str, str]:
         "" if metrics.test_acc is None else f"{100 * metrics.test_acc:.2f} %",
         duration(seconds) if record.history else "",
     )
+
+
+def _quantized_cells(record: Any) -> tuple[str, str, str, str]:
+    """The cells of a quantisation after training."""
+    progress, row = record.progress, record.best_way
+    done = f"{progress.get('epoch', 0)}/{progress.get('epochs', '?')} measured" if progress else ""
+    accuracy = "" if row is None or row.test_acc is None else f"{100 * row.test_acc:.2f} % "
+    test = "" if row is None else f"{accuracy}({100 * row.accuracy_difference:+.2f})"
+    seconds = record.hardware.summary.get("seconds")
+    return done, "", test, duration(seconds) if isinstance(seconds, (int, float)) else ""
 
 
 def duration(seconds: float) -> str:

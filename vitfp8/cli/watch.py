@@ -48,6 +48,8 @@ def _table(progress: StudyProgress, study: str) -> Any:
     """A study's progress as a table: one row a run."""
     from rich.table import Table
 
+    from vitfp8.record import remark_words
+
     if progress.batches == 0:
         state = "no batch runs here now"
     elif progress.seconds_left is None:
@@ -59,7 +61,8 @@ def _table(progress: StudyProgress, study: str) -> Any:
         table.add_column(column, justify="left" if column in ("run", "status", "note") else "right", overflow="fold")
     for run in progress.runs:
         left = "" if run.seconds_left is None else duration(run.seconds_left)
-        note = (run.record.reason or "") if run.record and run.status not in ("waiting", "starting") else ""
+        said = (run.record.reason or "") if run.record and run.status not in ("waiting", "starting") else ""
+        note = "; ".join(filter(None, [said, remark_words(run.remarks)]))
         table.add_row(run.run, run.status, *record_cells(run.record), left, note)
     for problem in progress.problems:
         table.add_row("", "", "", "", "", "", "", problem)

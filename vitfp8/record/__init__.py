@@ -30,7 +30,9 @@ from vitfp8.record.reading import (
     run_folders,
     says_its_end,
 )
+from vitfp8.record.remarks import SUPERSEDED, Remark, remark_words, remarks_of, superseded_of
 from vitfp8.record.schema import (
+    NOT_8_BITS,
     RECORD_MIME,
     EpochRow,
     Hardware,
@@ -43,13 +45,16 @@ from vitfp8.record.schema import (
     agrees_with_digest,
     digest_of,
     payload_digest,
+    quartiles,
 )
 from vitfp8.record.source import best_weights, notebook_of, read_source, source_command
 
 __all__ = [
     "JOURNAL",
+    "NOT_8_BITS",
     "RECORD_MIME",
     "RUNNER_LOCK",
+    "SUPERSEDED",
     "BackupState",
     "EpochRow",
     "Hardware",
@@ -58,6 +63,7 @@ __all__ = [
     "Metrics",
     "Precision",
     "RecordError",
+    "Remark",
     "QuantizationRow",
     "RunJournal",
     "RunRecord",
@@ -87,13 +93,17 @@ __all__ = [
     "now",
     "payload_digest",
     "processor_and_cores",
+    "quartiles",
     "read_record",
     "read_source",
     "record_from_journal",
     "refuse_finished",
+    "remark_words",
+    "remarks_of",
     "run_folders",
     "runs_there",
     "says_its_end",
     "source_command",
     "summary_line",
+    "superseded_of",
 ]

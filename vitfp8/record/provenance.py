@@ -266,5 +266,6 @@ def collect_provenance(kind: str = "run") -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         **dict(zip(("processor", "cores"), processor_and_cores(), strict=True)),
+        "logical_cores": psutil.cpu_count() or os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
     }

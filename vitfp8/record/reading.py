@@ -119,7 +119,7 @@ def says_its_end(path: Path) -> bool:
     return isinstance(payload, dict) and payload.get("status") != "running"
 
 
-def _run_log(path: Path) -> list[dict[str, Any]]:
+def run_log(path: Path) -> list[dict[str, Any]]:
     """Events of the run log beside a notebook; a torn or damaged line is passed over."""
     log = path.with_suffix("").with_name(path.stem + ".log.jsonl")
     events = []
@@ -151,7 +151,7 @@ def append_to_run_log(path: Path, event: dict[str, Any]) -> None:
     """
     log = path.with_name(path.stem + ".log.jsonl")
     if event.get("event") in ("failed", "interrupted") and (record := _latest(path)) is not None:
-        event = {**event, "execution": _execution(record)}
+        event = {**event, "execution": execution_of(record)}
     append_line(log, json.dumps(event, ensure_ascii=False))
 
 
@@ -163,18 +163,18 @@ def _latest(path: Path) -> RunRecord | None:
     return record_from_journal(path.with_suffix(""))
 
 
-def _execution(record: RunRecord) -> str | None:
+def execution_of(record: RunRecord) -> str | None:
     """What tells the executions of a run from each other."""
     return record.provenance.get("run_id") or record.started
 
 
-def _is_about(event: dict[str, Any], record: RunRecord) -> bool:
+def is_about(event: dict[str, Any], record: RunRecord) -> bool:
     """Whether an event of the run log is about this execution: what happened to an earlier one does not count.
 
     Events name their execution, since clocks jump; those of earlier versions do not, and their time has to do.
     """
     if "execution" in event:
-        return bool(event["execution"] == _execution(record))
+        return bool(event["execution"] == execution_of(record))
     try:
         return record.started is None or datetime.fromisoformat(str(event["time"])) >= datetime.fromisoformat(record.started)
     except (KeyError, ValueError, TypeError):  # no time, no zone
@@ -223,10 +223,10 @@ def read_record(path: str | Path, *, lock_is_ours: bool = False) -> RunRecord:
         record.status, record.reason = "running", None
     elif not executing and record.status == "running":
         record.status, record.reason = "interrupted", record.reason or _why_interrupted(record, folder)
-    for event in _run_log(path):
+    for event in run_log(path):
         if event.get("event") == "note":
             record.notes.append({key: event.get(key) for key in ("time", "text")})
-        elif executing or not _is_about(event, record):
+        elif executing or not is_about(event, record):
             continue
         elif event.get("event") == "failed" and record.status in ("running", "interrupted"):
             record.status, record.reason = "failed", str(event.get("reason", ""))

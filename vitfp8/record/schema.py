@@ -11,8 +11,9 @@ import base64
 import hashlib
 import json
 import math
+import statistics
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -175,6 +176,7 @@ class Metrics(_Part):
     ``test_acc`` is the primary endpoint: the last epoch's weights. ``best_test_acc`` has the weights of the best validation
     epoch. The generalisation gap is `final_train_acc` − `final_val_acc`, the former on the clean subset. ``compile_seconds`` is
     what the first training step of a compiled model took beyond the second; it enters no throughput.
+    ``epoch_seconds_*`` leave the first epoch out where there are more; ``q1`` and ``q3`` are quartiles.
     """
 
     epochs: _Count = None
@@ -192,9 +194,24 @@ class Metrics(_Part):
     train_seconds: _Amount = None
     epoch_seconds_mean: _Amount = None
     epoch_seconds_sd: _Amount = None
+    epoch_seconds_median: _Amount = None
+    epoch_seconds_q1: _Amount = None
+    epoch_seconds_q3: _Amount = None
     images_per_second: _Amount = None
     compile_seconds: _Amount = None
     skipped_steps: _Count = None
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile, interpolated between neighbours.
+
+    Args:
+        values: at least one.
+    """
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 class Hardware(_Part):
@@ -202,6 +219,10 @@ class Hardware(_Part):
 
     summary: dict[str, Any] = Field(default_factory=dict)
     samples: dict[str, list[Any]] = Field(default_factory=dict)
+
+
+#: Format of quantisation after training that takes more than 8 bits: it is never the best 8-bit way.
+NOT_8_BITS = "int_240"
 
 
 class QuantizationRow(_Part):
@@ -309,6 +330,8 @@ class RunRecord(_Part):
         predictions: per-image classes on the test set: ``labels``, ``last``, ``best``.
         health: numeric health, in columns.
         checkpoints: name → SHA-256 of the weights' file.
+        continued: where the run went on from a checkpoint, an entry each time: ``time``, and ``epoch`` and ``step`` (within the
+            next epoch) that were done.
         deterministic: ``promised`` (bool), ``level`` (text), ``digest`` of the part that a repeat reproduces.
         notes: dated notes, merged from the run log.
         source: of a quantisation: the run that it started from, its figures and digests.
@@ -344,6 +367,7 @@ class RunRecord(_Part):
     predictions: dict[str, _Classes] = Field(default_factory=dict)
     health: dict[str, Any] = Field(default_factory=dict)
     checkpoints: dict[str, str] = Field(default_factory=dict)
+    continued: list[dict[str, Any]] = Field(default_factory=list)
     deterministic: dict[str, Any] = Field(default_factory=dict)
     notes: list[dict[str, Any]] = Field(default_factory=list)
     source: dict[str, Any] = Field(default_factory=dict)
@@ -406,6 +430,16 @@ class RunRecord(_Part):
         """SHA-256 of the file of trained weights that the run started from; None for random weights, and in older records."""
         pretrained = self.model.get("pretrained")
         return pretrained.get("sha256") if isinstance(pretrained, dict) else None
+
+    @property
+    def best_way(self) -> QuantizationRow | None:
+        """Of a quantisation: the row of the 8-bit way that costs least accuracy; None where none is known."""
+        known = [
+            (row.accuracy_difference, row)
+            for row in self.quantization
+            if row.format != NOT_8_BITS and row.accuracy_difference is not None and math.isfinite(row.accuracy_difference)
+        ]
+        return max(known, key=lambda pair: pair[0])[1] if known else None
 
     def deterministic_part(self) -> dict[str, Any]:
         """What a repeat with the same parameters on the same kind of machine reproduces bit by bit."""

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from vitfp8.params import InputError, suggest
-from vitfp8.record import RunRecord, is_live, is_locked, load_records, now
+from vitfp8.record import Remark, RunRecord, is_live, is_locked, load_records, now, remarks_of
 from vitfp8.workflow.files import write_whole
 from vitfp8.workflow.locate import executed_folder
 from vitfp8.workflow.runner import Batch
@@ -107,12 +107,14 @@ class RunProgress:
         status: the record's, or ``waiting``.
         record: None while it waits.
         seconds_left: until it ends; None: not known, or it has ended.
+        remarks: what is noted of it.
     """
 
     run: str
     status: str
     record: RunRecord | None
     seconds_left: float | None
+    remarks: Sequence[Remark] = ()
 
 
 @dataclass(frozen=True)
@@ -179,14 +181,15 @@ def study_progress(folder: Path) -> StudyProgress:
     runs: list[RunProgress] = []
     for path, record in found:
         planned = expected.pop(path.stem, None)
+        noted = remarks_of(path, record)
         if record.status == "running" and (planned is None or is_live(path.with_suffix(""))):
-            runs.append(RunProgress(path.stem, "running", record, _seconds_left(record, path.with_suffix(""))))
+            runs.append(RunProgress(path.stem, "running", record, _seconds_left(record, path.with_suffix("")), noted))
         elif planned is not None and planned.get("status") == "waiting":
-            runs.append(RunProgress(path.stem, "waiting", record, _number(planned.get("seconds"))))
+            runs.append(RunProgress(path.stem, "waiting", record, _number(planned.get("seconds")), noted))
         elif planned is not None and planned.get("status") == "running":
-            runs.append(RunProgress(path.stem, "starting", record, _number(planned.get("seconds"))))
+            runs.append(RunProgress(path.stem, "starting", record, _number(planned.get("seconds")), noted))
         else:
-            runs.append(RunProgress(path.stem, record.status, record, None))
+            runs.append(RunProgress(path.stem, record.status, record, None, noted))
     for name, row in expected.items():
         status = "starting" if row.get("status") == "running" else str(row.get("status"))
         runs.append(RunProgress(name, status, None, _number(row.get("seconds")) if status in ("waiting", "starting") else None))

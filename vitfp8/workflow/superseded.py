@@ -6,10 +6,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
-from vitfp8.record import RUNNER_LOCK
-
-#: Folder inside a study's for what was replaced.
-SUPERSEDED = "superseded"
+from vitfp8.record import RUNNER_LOCK, SUPERSEDED
 
 
 def move_aside(output: Path) -> None:

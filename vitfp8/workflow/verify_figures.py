@@ -14,6 +14,9 @@ from vitfp8.params import IDENTITY_RULE, identity_digest
 from vitfp8.quantize_params import parameters_of
 from vitfp8.record import EpochRow, RunRecord, digest_of
 
+#: Final figures that were added after the first release.
+_LATER_FIGURES = ("epoch_seconds_median", "epoch_seconds_q1", "epoch_seconds_q3")
+
 
 def shown(value: object) -> str:
     """A value as a line shows it: digests and other long ones shortened."""
@@ -98,6 +101,8 @@ def _wrong_metrics(record: RunRecord) -> Iterator[str]:
         if record.status == "completed" and all(row.skipped_steps is not None for row in rows):
             expected["skipped_steps"] = sum(row.skipped_steps or 0 for row in rows)
     for key, value in expected.items():
+        if key in _LATER_FIGURES and getattr(metrics, key) is None:
+            continue  # records of earlier versions do not have it
         if not _agree(getattr(metrics, key), value):
             yield contradiction(f"metrics.{key}", getattr(metrics, key), value, "the history")
 
@@ -126,7 +131,20 @@ def _figures_of(rows: Sequence[EpochRow]) -> dict[str, Any]:
             "epoch_seconds_sd": statistics.stdev(late) if len(late) > 1 else None,
             "images_per_second": statistics.median(speeds),
         }
+        figures |= {"epoch_seconds_median": statistics.median(late), **_quartiles(late)}
     return figures
+
+
+def _quartiles(values: Sequence[float]) -> dict[str, float]:
+    """First and third quartile of epoch times, interpolated between neighbours."""
+    ordered = sorted(values)
+
+    def at(fraction: float) -> float:
+        place = fraction * (len(ordered) - 1)
+        below, share = int(place), place - int(place)
+        return ordered[below] + (share * (ordered[below + 1] - ordered[below]) if share else 0.0)
+
+    return {"epoch_seconds_q1": at(0.25), "epoch_seconds_q3": at(0.75)}
 
 
 def _wrong_tests(record: RunRecord) -> Iterator[str]:
