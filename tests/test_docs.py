@@ -48,21 +48,54 @@ def test_named_paths_exist(page: Path) -> None:
             assert (TOP / name).exists(), f"{page.name}: {name}"
 
 
+_FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+_CALL = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(vitfp8|make) +(\S.*)")
+
+
+def calls_in(text: str) -> list[tuple[str, str]]:
+    """Every call of ``vitfp8`` or ``make`` in the code of a page (fenced blocks and spans): program and the rest of its line."""
+    code = [line for block in _FENCE.findall(text) for line in block.splitlines()]
+    code += re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))
+    parts = [part.strip() for line in code for part in re.split(r"&&|\|\||[|;]", re.sub(r"(?:^|\s)#.*", "", line))]
+    return [(found[1], found[2].strip()) for part in parts if (found := _CALL.fullmatch(part))]
+
+
+def wrong_calls(text: str) -> list[str]:
+    """Calls of a page whose command, option or target does not exist."""
+    targets = set(re.findall(r"^([a-z][\w-]*):", (TOP / "Makefile").read_text(), re.MULTILINE))
+    wrong = []
+    for program, rest in calls_in(text):
+        words = rest.split(" -- ")[0].split()  # what follows goes to another program
+        if program == "make":
+            wrong += [f"make {word}" for word in words if "=" not in word and not word.startswith("-") and word not in targets]
+            continue
+        command: click.Command | None = main if words[0].startswith("-") else main.commands.get(words[0])
+        options = (
+            {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} if command else set()
+        )
+        named = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        if command is None or not named <= options | {"--help", "--version"}:
+            wrong.append(f"vitfp8 {rest}")
+    return wrong
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_commands_and_options_exist(page: Path) -> None:
-    text = page.read_text()
-    for line in re.findall(r"(?:^|`)(?:\.venv/bin/)?vitfp8 ([a-z][^`\n#]*)", text, flags=re.MULTILINE):
-        words = line.split(" -- ")[0].split()  # what follows goes to another program
-        if words[0] not in ("run", "check", "runs", "report", "monitor") and not re.search(r"[`(]vitfp8 " + words[0], text):
-            continue
-        command = main.commands.get(words[0])
-        assert command is not None, f"{page.name}: vitfp8 {line}"
-        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        named = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
-        assert named <= options | {"--help"}, f"{page.name}: vitfp8 {line}"
-    for target in re.findall(r"`?make ([a-z]+)\b(?=[`\s])", text):
-        if target in ("report", "test", "lint", "clean"):
-            assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE)
+    assert wrong_calls(page.read_text()) == []
+
+
+def test_the_readme_has_calls_to_check() -> None:
+    called = {(program, rest.split()[0]) for program, rest in calls_in((TOP / "README.md").read_text())}
+    assert {("vitfp8", "run"), ("vitfp8", "report"), ("make", "report"), ("make", "test")} <= called
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```\nvitfp8 rum BaseFP32\n```", "`vitfp8 nothing`", "```bash\nmake repport   # words\n```", "`make tset`",
+     "```\ncd x && vitfp8 run --sede 3\n```", "   ```\n   .venv/bin/vitfp8 lsit\n   ```", "`vitfp8 --nothing`"],
+)  # fmt: skip
+def test_a_call_that_does_not_exist_is_found(text: str) -> None:
+    assert len(wrong_calls(text)) == 1
 
 
 def test_the_readme_shows_the_two_commands_and_the_four_experiments() -> None:

@@ -85,7 +85,8 @@ class EpochSums:
 
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs, as plain numbers and CPU tensors."""
-        lists = {key: [t.cpu() for t in getattr(self, key)] for key in _SUMS}
+        # stacked: one by one, the processor would wait for the device as often as there were steps
+        lists = {key: list(torch.stack(found).cpu()) if (found := getattr(self, key)) else [] for key in _SUMS}
         return {**lists, "images": self.images, "seconds": self.seconds, "skipped": self.skipped}
 
 

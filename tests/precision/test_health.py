@@ -79,6 +79,6 @@ def test_a_long_series_is_thinned_and_survives_a_resume(smoke_params: Make, tmp_
             experiment.model(images)
     steps = sorted(set(sampler.report()["samples"]["step"]))
     assert len(steps) <= LARGEST_SERIES and {b - a for a, b in zip(steps, steps[1:], strict=False)} == {2}
-    other = HealthSampler(experiment.model, 1, lambda: None)
+    other = HealthSampler(experiment.model, 1, lambda device: None)
     other.load_state_dict(sampler.state_dict())
     assert other.report() == sampler.report()

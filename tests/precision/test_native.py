@@ -84,7 +84,7 @@ def test_health_of_a_torchao_layer_equals_that_of_the_emulated_one(recipe: str) 
     x = torch.randn(32, 64, requires_grad=True)  # else nobody asks for the input gradient
     reports = []
     for model in (native, emulated):
-        sampler = HealthSampler(model, 1, lambda: None)
+        sampler = HealthSampler(model, 1, lambda device: None)
         with sampler.watching(0):
             model(x).square().mean().backward()
         reports.append(sampler.report())

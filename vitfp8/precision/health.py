@@ -74,10 +74,10 @@ class HealthSampler:
     Args:
         model: the model, its precision prepared.
         every: steps between samples; 0: never.
-        gradient_scale: tells the loss scale, which gradients carry while they are sampled.
+        gradient_scale: gives the loss scale as a scalar tensor on a device, which gradients carry while they are sampled.
     """
 
-    def __init__(self, model: nn.Module, every: int, gradient_scale: Callable[[], float | None]) -> None:
+    def __init__(self, model: nn.Module, every: int, gradient_scale: Callable[[torch.device], Tensor | None]) -> None:
         self.every = every
         # torchao's layers carry a recipe as ours do
         self.layers: dict[str, nn.Module] = {
@@ -166,7 +166,7 @@ class HealthSampler:
     def _keep_gradient(self, step: int, index: int, format: str, gradient: Tensor) -> None:
         """Measure a gradient as it reaches a layer; it carries the loss scale already."""
         values = measure(gradient, format, saturate=False)
-        scale = self._gradient_scale()
+        scale = self._gradient_scale(gradient.device)
         if scale is not None:
             values[MEASURES.index("scale")] = scale
         self._keep(step, index, "gradient", values)

@@ -250,9 +250,13 @@ class PreparedPrecision:
         assert isinstance(scaled, Tensor)
         return scaled.clone()
 
+    def loss_scale_on(self, device: torch.device) -> Tensor | None:
+        """The loss scale as a scalar tensor on a device, without waiting for it; None without loss scaling."""
+        return self._scale_on(device) if self.scaler else None
+
     def loss_scale_tensor(self) -> Tensor | None:
         """The loss scale as a scalar tensor, without waiting for the device; None without loss scaling."""
-        return self._scale_on(self._skipped.device) if self.scaler else None
+        return self.loss_scale_on(self._skipped.device)
 
     def loss_scale(self) -> float | None:
         """The loss scale; None without loss scaling. Waits for the device."""
@@ -365,5 +369,5 @@ def prepare(
     if row.loss_scaling:
         scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale, growth_interval=loss_scale_interval)
     prepared = PreparedPrecision(report=report, scaler=scaler)
-    prepared.health = HealthSampler(model, health_every, prepared.loss_scale)
+    prepared.health = HealthSampler(model, health_every, prepared.loss_scale_on)
     return prepared
