@@ -1,4 +1,4 @@
-# make report [PRESET=digits]   everything from nothing: environment, four runs, report as HTML, LaTeX and PDF
+# make report [PRESET=digits]   everything from nothing: environment, four trainings and FP8Test, report as HTML, LaTeX and PDF
 # make test                     the tests
 # make lint                     ruff and mypy
 # make clean                    what can be made again; executed/, runs/ and what git tracks are never touched
