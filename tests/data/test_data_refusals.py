@@ -338,6 +338,9 @@ def test_names_of_odd_encodings_are_read_and_named(tmp_path: Path) -> None:
     assert odd in data.files and len(data.labels) == 40
     odd.write_bytes(b"P6 10")
     assert "\\udcff" in folder_refusal(tmp_path)
+    odd.unlink()
+    write_pictures(tmp_path, {"naïve": 10, "ant \udce9": 10})
+    assert "ant \\udce9 has a name that is not UTF-8" in folder_refusal(tmp_path)
 
 
 @pytest.mark.parametrize(

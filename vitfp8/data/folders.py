@@ -164,12 +164,15 @@ def class_folders(folder: Path) -> list[Path]:
         folder: one of `split_folders`.
 
     Raises:
-        InputError: there are fewer than two.
+        InputError: there are fewer than two, or a name is not text and could not be written into a record.
     """
     classes = _folders(folder)
     if len(classes) < 2:
         count = "1 class folder" if len(classes) == 1 else "0 class folders"
         raise InputError(f"data_dir: {folder} has {count}; give one that has a folder of images for each class")
+    for path in classes:
+        if not path.name.isascii() and path.name.encode(errors="replace").decode() != path.name:
+            raise InputError(f"data_dir: {path} has a name that is not UTF-8, which no record can hold; rename it")
     return classes
 
 
