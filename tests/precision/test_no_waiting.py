@@ -148,8 +148,8 @@ def a_trainer(
 
 
 #: Precision → reads when an epoch is closed. Tensors: loss, prediction and label of two splits; norms, losses and correct images
-#: of all steps, twice (the row, the checkpoint). Loss scaling adds the scales of all steps, twice, the scale, the skipped steps, and
-#: what the scaler itself keeps as numbers.
+#: of all steps, twice (the row, the checkpoint). Loss scaling adds the scales of all steps, twice, the scale, the skipped steps
+#: and what the scaler itself keeps as numbers.
 CLOSING = {
     "fp32": {"a tensor": 12},
     "fp16": {"a tensor": 14, "a number": 5},
