@@ -41,9 +41,17 @@ def test_linked_files_exist(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+_PATH = re.compile(r"(?<![\w/.<])((?:vitfp8|notebooks|params|tests|docs|benchmarks)/[\w./-]*[\w/])")
+
+
+def test_the_pages_have_links_and_paths_to_check() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    assert len(_PATH.findall(text)) > 50 and len(re.findall(r"\]\(([^)#\s:]+)[^)]*\)", text)) > 10
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_paths_exist(page: Path) -> None:
-    for name in re.findall(r"(?<![\w/.<])((?:vitfp8|notebooks|params|tests|docs|benchmarks)/[\w./-]*[\w/])", page.read_text()):
+    for name in _PATH.findall(page.read_text()):
         if not name.startswith(MADE):
             assert (TOP / name).exists(), f"{page.name}: {name}"
 

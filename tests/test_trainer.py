@@ -100,6 +100,7 @@ def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(prepared: Call
         trainer.train_step(images, labels)
         gradients.append(seen)
         assert float(trainer.sums.losses[0]) / len(images) == pytest.approx(2.3, abs=0.6)
+    assert gradients[0].keys() == gradients[1].keys() == dict(whole.trainer.model.named_parameters()).keys()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 

@@ -272,6 +272,7 @@ def test_the_kernel_is_the_running_interpreters_whatever_kernel_specs_say(projec
     spec.mkdir(parents=True)
     (spec / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "wrong", "language": "python"}))
     vitfp8("run", "BaseFP32", "--preset", "smoke", env={**os.environ, "JUPYTER_PATH": str(jupyter)})
+    assert read_record("executed/smoke/BaseFP32-s0.ipynb").status == "completed"
 
 
 def test_monitor_writes_samples_until_ctrl_c(project: Path) -> None:

@@ -58,14 +58,15 @@ def assert_named_or_read(folder: Path, label: str) -> bool:
 def test_a_damaged_notebook_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     write_notebook(full_record("BaseFP32", 1), folder / "good.ipynb")
-    read = total = 0
+    read = total = marked = 0
     for label, content in damaged_bytes(full_record(), tmp_path):
         (folder / "mutant.ipynb").write_bytes(content)
         if label in ("marker {'kind': 'rvn'}", "marker {'kind': 'analysis'}"):  # what holds a record is a run
             assert assert_named_or_read(folder, label)
+            marked += 1
         read += assert_named_or_read(folder, label)
         total += 1
-    assert total > 250 and 5 < read < total / 4
+    assert total > 250 and 5 < read < total / 4 and marked == 2
 
 
 def test_an_analysis_is_no_run_and_no_problem(tmp_path: Path) -> None:

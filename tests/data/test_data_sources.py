@@ -262,6 +262,10 @@ def test_cifar_is_read_as_torchvision_reads_it(cifar: Callable[[str], Path], nam
 def test_cifar_may_be_named_by_its_own_folder(cifar: Callable[[str], Path]) -> None:
     folder = cifar("cifar10") / CIFAR_FILES["cifar10"].folder
     check_dataset(dataset="cifar10", data_dir=folder, download=False)
+    digests = {
+        load_data(dataset="cifar10", data_dir=place, image_size=32, download=False).digest for place in (folder, folder.parent)
+    }
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize(

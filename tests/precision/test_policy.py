@@ -53,9 +53,10 @@ def test_emulated_training_step_agrees_with_native_dtype_within_summation_order(
     floor = 58 if format == "fp16" else 38
     assert sqnr(plain, low) > floor
     wanted, got = gradients(native, images, labels, 1024.0), gradients(emulated, images, labels, 1024.0)
-    for name, gradient in wanted.items():
-        if gradient.abs().max() > 1e-6:
-            assert sqnr(gradient, got[name]) > floor - 14, name
+    told = {name: gradient for name, gradient in wanted.items() if gradient.abs().max() > 1e-6}
+    assert len(told) > 0.8 * len(wanted)
+    for name, gradient in told.items():
+        assert sqnr(gradient, got[name]) > floor - 14, name
 
 
 def test_one_emulated_fp16_linear_layer_equals_native_half_but_for_the_order_of_sums() -> None:
@@ -193,9 +194,9 @@ def test_fp8_trains_a_step_under_every_recipe_and_both_bases(twins, recipe: str,
     wanted = F.cross_entropy(plain(images), labels)
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=0.02)
-    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
-        if q.grad.abs().max() > 1e-5:
-            assert sqnr(q.grad, p.grad) > 8, name
+    pairs = [(name, q.grad, p.grad) for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True)]
+    told = [(name, sqnr(wanted, got)) for name, wanted, got in pairs if wanted.abs().max() > 1e-5]
+    assert len(told) > 0.8 * len(pairs) and [(name, ratio) for name, ratio in told if not ratio > 8] == []
     assert precision.report["base_backend"] == choose_backend(base, CPU)[0]
 
 

@@ -226,13 +226,15 @@ def test_pdf_prints_every_glyph(pdf_file: Path) -> None:
 @needs_poppler
 def test_nothing_in_the_pdf_leaves_its_page(pdf_file: Path) -> None:
     boxes = subprocess.run(["pdftotext", "-bbox", pdf_file, "-"], capture_output=True, text=True, check=True).stdout
-    width = 0.0
+    width, words = 0.0, 0
     for line in boxes.splitlines():
         if found := re.search(r'<page width="([\d.]+)"', line):
             width = float(found.group(1))
         elif found := re.search(r'<word xMin="([-\d.]+)" yMin="[-\d.]+" xMax="([-\d.]+)"[^>]*>(.*)</word>', line):
             # margins of 25 mm are 71 pt; a frame or a hanging bracket may stand out by a hair
             assert float(found.group(1)) > 66 and float(found.group(2)) < width - 66, line
+            words += 1
+    assert words > 100
 
 
 @needs_poppler
