@@ -213,8 +213,8 @@ def test_a_file_system_without_links_keeps_the_one_before_by_copying(tmp_path: P
 
 def test_a_run_that_died_in_its_test_names_the_checkpoint_that_is_there(prepared: Callable[..., Experiment]) -> None:
     prepared(epochs=2).trainer.train()
-    record = run(prepared(epochs=2))
-    folder = prepared(epochs=2).folder / "checkpoints"
+    experiment = prepared(epochs=2)
+    record, folder = run(experiment), experiment.folder / "checkpoints"
     assert record.status == "completed"
     assert record.checkpoints == {name: file_digest(folder / f"{name}.pt") for name in ("best", "last")}
 
@@ -244,8 +244,8 @@ def test_best_weights_of_another_moment_never_decide_a_test_accuracy(prepared: C
 
 
 def test_a_run_never_continues_on_another_data_set(prepared: Callable[..., Experiment]) -> None:
-    run(prepared(epochs=2))
-    again = prepared(epochs=2)
+    experiment, again = prepared(epochs=2), prepared(epochs=2)
+    run(experiment)
     object.__setattr__(again.data, "digest", "another")
     with pytest.raises(CheckpointError, match="was trained on another"):
         again.trainer.resume()

@@ -8,7 +8,6 @@ import os
 import queue
 import re
 from collections.abc import Callable, Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from jupyter_client.manager import KernelManager
 
 from tests.analysis.records import make_record
 from tests.conftest import TOP
+from tests.javascript import javascript_number, saved_by_javascript
 from vitfp8 import load_runs, read_record
 from vitfp8.home import at_home, from_home, run_command, study_home
 from vitfp8.params import InputError, RunParams, assignments, from_notebook, read_layer, validate
@@ -42,39 +42,6 @@ def cells_of(name: str) -> dict[str, str]:
 TRAIN = cells_of("train.ipynb")
 
 # ------------------------------------------------------------------------------------------------- saving by JavaScript
-
-
-def javascript_number(value: float) -> str:
-    """A number as ``JSON.stringify`` writes it (ECMA-262, Number::toString)."""
-    number = float(value)
-    if number == 0:
-        return "0"
-    sign, digits, exponent = Decimal(repr(abs(number))).normalize().as_tuple()
-    text, point = "".join(map(str, digits)), len(digits) + int(exponent)
-    minus = "-" if number < 0 else ""
-    if len(text) <= point <= 21:
-        return minus + text + "0" * (point - len(text))
-    if 0 < point <= 21:
-        return f"{minus}{text[:point]}.{text[point:]}"
-    if -6 < point <= 0:
-        return f"{minus}0.{'0' * -point}{text}"
-    mantissa = text[0] + (f".{text[1:]}" if len(text) > 1 else "")
-    return f"{minus}{mantissa}e{point - 1:+d}"
-
-
-def saved_by_javascript(value: Any) -> Any:
-    """What Python reads after JupyterLab has read a JSON value and saved it."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{" + ",".join(f"{json.dumps(key)}:{text(item)}" for key, item in value.items()) + "}"
-        if isinstance(value, list):
-            return "[" + ",".join(map(text, value)) + "]"
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return javascript_number(value)
-        return json.dumps(value)
-
-    return json.loads(text(value))
 
 
 # the right-hand sides are what node 20 prints
@@ -389,9 +356,10 @@ def test_train_by_hand_in_jupyterlab(kernel: Kernel, project: Path) -> None:
 
     # Run All on what is finished, the cell alone or from the start: one line, the record is shown again, nothing is written
     before = (folder / "journal.jsonl").read_bytes()
-    kernel.run(PARAMETERS.replace("run_folder = None", f'run_folder = "runs/{folder.name}"'))
-    assert kernel.run(VALIDATE)[1] == []
     for cell in ("train", "prepare"):
+        if cell == "prepare":
+            kernel.run(PARAMETERS.replace("run_folder = None", f'run_folder = "runs/{folder.name}"'))
+            assert kernel.run(VALIDATE)[1] == []
         _, error, again = kernel.run(TRAIN[cell])
         assert len(error) == 1 and "holds a finished run (completed)" in error[0] and "Traceback" not in error[0]
         assert again == [records[-1]]

@@ -261,6 +261,7 @@ def change_record(study: Path, **fields: object) -> None:
 def test_a_run_measures_every_way_and_every_layer_and_repeats_bit_by_bit(study: Path) -> None:
     digests = []
     for _ in range(2):
+        shutil.rmtree(study / "FP8Test-s0", ignore_errors=True)  # a finished run is not run into
         quantization = prepare_quantization(parameters(study))
         with RunJournal(quantization.folder, quantization.record(), show=False) as journal:
             record = quantization.run(journal)
@@ -305,7 +306,10 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         {"status": "diverged", "reason": "the loss is not finite"},
         "is diverged, not completed (the loss is not finite); a diverged",
     ),
-    ({"status": "interrupted"}, "is interrupted, not completed; finish it first: `vitfp8 run AugmFP16 --study study`"),
+    (
+        {"status": "interrupted"},
+        "is interrupted, not completed; finish it first: `vitfp8 run AugmFP16 --study study --preset PRESET`",
+    ),
     ({"status": "running"}, "is interrupted, not completed"),  # nobody holds its lock
     ({"status": "failed"}, "is failed, not completed; run it first"),
     ({"experiment": "BaseFP32"}, "is a run of BaseFP32, not of AugmFP16"),
@@ -325,7 +329,9 @@ def test_a_source_that_is_none_is_refused_in_one_line(study: Path, fields: dict[
 
 def test_a_missing_source_is_refused_with_the_command_that_makes_it(study: Path) -> None:
     shutil.rmtree(study / "AugmFP16-s0")
-    with pytest.raises(InputError, match="no such run of AugmFP16; run it first: `vitfp8 run AugmFP16 --study study`"):
+    with pytest.raises(
+        InputError, match="no such run of AugmFP16; run it first: `vitfp8 run AugmFP16 --study study --preset PRESET`"
+    ):
         check_quantization(parameters(study))
     with pytest.raises(InputError, match="no study is known"):
         check_quantization(parameters(study, run_folder=None))
