@@ -86,5 +86,7 @@ def test_a_hostile_study_without_results_executes_and_writes_nothing_unasked(stu
 
 def test_an_empty_folder_stops_with_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
-    with pytest.raises(papermill.PapermillExecutionError, match="holds no record of a run; `vitfp8 run --study void`"):
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="holds no record of a run; `vitfp8 run --study void --preset PRESET`"
+    ):
         _execute(tmp_path / "void", tmp_path / "out.ipynb", report_folder=None)

@@ -32,13 +32,15 @@ def test_importing_the_plots_loads_no_torch_and_no_pyplot() -> None:
 
 
 def test_a_missing_folder_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^study_folder: .*nothing.*`vitfp8 run --study nothing`[^\n]*$"):
+    with pytest.raises(InputError, match=r"^study_folder: .*nothing.*`vitfp8 run --study nothing --preset PRESET`[^\n]*$"):
         load_results(tmp_path / "nothing")
 
 
 def test_an_empty_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"^study_folder: .*holds no record of a run; `vitfp8 run --study empty`[^\n]*$"):
+    with pytest.raises(
+        InputError, match=r"^study_folder: .*holds no record of a run; `vitfp8 run --study empty --preset PRESET`[^\n]*$"
+    ):
         load_results(tmp_path / "empty")
 
 
