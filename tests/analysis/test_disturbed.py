@@ -119,7 +119,7 @@ def test_where_every_run_was_disturbed_times_are_marked_and_not_compared(study: 
     for label in (
         "Total time (s)",
         "Time an epoch, ± over epochs (s)",
-        "Time an epoch, median and quartiles (s)",
+        "Time an epoch, median (quartiles) (s)",
         "Images a second",
     ):
         assert rows[label][0].endswith(" ‡") and "‡" not in rows[label][1]
@@ -140,7 +140,7 @@ def test_medians_and_quartiles_stand_beside_the_totals(study: Study) -> None:
     group = load_results(study(record)).groups[0]
     assert group.epoch_quartiles() == (3.5, 6.0, 8.5)  # the first epoch, which is slower, is left out
     rows = {row[0]: row[1] for row in tables.comparison(load_results(study(record))).rows}
-    assert rows["Time an epoch, median and quartiles (s)"] == "6.00 (3.50 to 8.50)"
+    assert rows["Time an epoch, median (quartiles) (s)"] == "6.00 (3.50–8.50)"
     assert group.values("epoch_seconds_median") == [6.0] and group.values("epoch_seconds_q3") == [8.5]
 
 

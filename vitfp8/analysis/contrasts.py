@@ -216,18 +216,26 @@ def _closest(variant: Group, name: str, candidates: Sequence[Group], free: Itera
         return f"{variant.label} is not compared with {name}: this study holds no completed run of it."
 
     def unlike(other: Group) -> tuple[bool, bool, int, bool]:
-        differing = differing_keys(variant.parameters, other.parameters, free=free)
+        differing = _changed(variant, other, free)
         pair = _paired(variant, other)
         return bool({*DATA_KEYS} & {*differing}), pair is None, len(differing), variant.machine != other.machine
 
     other = min(candidates, key=unlike)
-    changed = tuple(differing_keys(variant.parameters, other.parameters, free=free))
+    changed = _changed(variant, other, free)
     if images := [key_words(key) for key in changed if key in DATA_KEYS]:
         return f"{variant.label} is not compared with {other.label}: their images are not the same ({', '.join(images)} differs)."
     pair = _paired(variant, other)
     if pair is None:
         return _no_seed(variant, other)
     return Contrast(factor="variant", first=variant, second=other, endpoint=pair[0], paired=pair[1], changed=changed)
+
+
+def _changed(variant: Group, other: Group, free: Iterable[str]) -> tuple[str, ...]:
+    """What a variant changes, beyond what a change of precision implies; a value that one side does not use is no change."""
+    implied = PRECISION_KEYS if variant.precision != other.precision else ()
+    keys = differing_keys(variant.parameters, other.parameters, free=(*free, *implied))
+    sides = [(group.parameters, group.stated) for group in (variant, other)]
+    return tuple(key for key in keys if len({repr(value_of(*side, key)) for side in sides}) > 1)
 
 
 def _alone(groups: Sequence[Group], found: Sequence[Contrast], left_out: Sequence[str]) -> list[str]:

@@ -215,7 +215,7 @@ def _epoch_time_cell(group: Group) -> str:
 def _epoch_median_cell(group: Group) -> str:
     """Median time of an epoch and its quartiles, over the epochs of all runs that count."""
     found = group.epoch_quartiles()
-    return MISSING if found is None else _marked(f"{number(found[1])} ({number(found[0])} to {number(found[2])})", group)
+    return MISSING if found is None else _marked(f"{number(found[1])} ({number(found[0])}–{number(found[2])})", group)
 
 
 def _disturbed_cell(group: Group) -> str:
@@ -264,7 +264,7 @@ METRIC_ROWS: tuple[MetricRow, ...] = (
     MetricRow(key="skipped_steps", label="Skipped steps", text=_whole_cell("skipped_steps"), optional=True),
     MetricRow(key="train_seconds", label="Total time (s)", digits=1, timed=True),
     MetricRow(key="epoch_seconds_mean", label="Time an epoch, ± over epochs (s)", timed=True, text=_epoch_time_cell),
-    MetricRow(key="epoch_seconds_median", label="Time an epoch, median and quartiles (s)", timed=True, text=_epoch_median_cell),
+    MetricRow(key="epoch_seconds_median", label="Time an epoch, median (quartiles) (s)", timed=True, text=_epoch_median_cell),
     MetricRow(key="images_per_second", label="Images a second", digits=0, timed=True),
     MetricRow(key="cpu_percent_mean", label="CPU, mean (%)", digits=0, timed=True),
     MetricRow(key="cpu_percent_max", label="CPU, maximum (%)", digits=0, timed=True),
@@ -302,9 +302,9 @@ def diverged_beside(results: StudyResults, group: Group) -> int:
 
 
 def _changes(results: StudyResults) -> dict[str, str]:
-    """Label of a variant → what it changes against its base, by the records; variants without a base are left out."""
+    """Label of a variant → the parameters that it changes against its base; variants that are compared with none are left out."""
     return {
-        contrast.first.label: contrast.changed_words
+        contrast.first.label: ", ".join(map(key_words, contrast.changed)) or contrast.changed_words
         for contrast in find_contrasts(results)[0]
         if contrast.family == "variants" and contrast.first.experiment == contrast.second.experiment
     }
