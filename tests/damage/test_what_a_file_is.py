@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,18 @@ def test_a_run_whose_notebook_is_something_else_is_not_silently_executed_again(c
         decide(path, params)
     assert said in refusal(error, path) and "--force moves it aside" in str(error.value)
     assert decide(path, params, force=True)[0] == "replace"
+
+
+def test_a_record_of_a_later_version_asks_for_an_update_and_is_not_executed_again(tmp_path: Path) -> None:
+    write_study(tmp_path, [make_record("BaseFP32", 0)])
+    path = tmp_path / "BaseFP32-s0.ipynb"
+    path.write_text(re.sub(r'"schema_version": *\d+', '"schema_version": 99', path.read_text()))
+    with pytest.raises(RecordError) as error:
+        read_record(path)
+    assert "update it" in refusal(error, path) and "run it again" not in str(error.value)
+    params = validate([read_layer(TOP / "params" / "BaseFP32.yaml")])
+    with pytest.raises(InputError, match="update it; or --force moves it aside"):
+        decide(path, params)
 
 
 @EACH

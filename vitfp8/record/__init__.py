@@ -15,6 +15,7 @@ from vitfp8.record.journal import (
 from vitfp8.record.provenance import code_digest, collect_provenance, git_state, processor_and_cores
 from vitfp8.record.reading import (
     RecordError,
+    UnreadHereError,
     append_to_run_log,
     load_history,
     load_quantization,
@@ -49,6 +50,7 @@ __all__ = [
     "Metrics",
     "Precision",
     "RecordError",
+    "UnreadHereError",
     "QuantizationRow",
     "RunJournal",
     "RunRecord",

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, suggest, validate, why_no_text
+from vitfp8.params import InputError, Layer, RunParams, parse_assignment, read_layer, suggest, validate
 from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
 from vitfp8.record import (
     RecordError,
     RunRecord,
+    UnreadHereError,
     code_digest,
     is_live,
     is_locked,
@@ -248,10 +249,10 @@ def decide(
         return "busy", "another process is running it"
     try:
         record = read_record(output)
-    except RecordError:
+    except RecordError as error:
+        if isinstance(error, UnreadHereError) and not force:
+            raise InputError(f"{error}; or --force moves it aside and runs it anew") from None
         if output.exists():
-            if not force and output.is_file() and (why := why_no_text(output.read_bytes())):
-                raise InputError(f"{output}: {why}; or --force moves it aside and runs it anew") from None
             return "replace", "its notebook holds no record; it is moved aside"
         return "run", "new"
     finished = record.status in ("completed", "diverged")
