@@ -223,7 +223,9 @@ def load_source(params: QuantizeParams) -> Source:
     model = create_model(run.model_copy(update={"pretrained": False, "pretrained_file": None}), data.classes).to(device)
     state = load_checkpoint(checkpoint, device=device)
     if state.get("parameters") != record.parameters_digest:
-        raise CheckpointError(f"{checkpoint}: belongs to a run with other parameters than {notebook.name}; run the source again")
+        raise CheckpointError(
+            f"{checkpoint}: belongs to a run with other parameters than {notebook.name}; run the source again with --force"
+        )
     try:
         model.load_state_dict(state["model"])
     except (KeyError, RuntimeError, TypeError):
