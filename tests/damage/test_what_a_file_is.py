@@ -122,6 +122,16 @@ def test_a_journal_that_is_something_else_is_named_and_not_folded(name: str, tmp
     assert (said.replace("line 1", "line 2") if name == "conflict" else said) in problem
 
 
+def test_a_run_that_begins_after_a_conflict_in_its_journal_is_read(tmp_path: Path) -> None:
+    begin = b'{"begin": {"experiment": "BaseFP32", "seed": %d, "status": "running"}}\n'
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(begin % 1 + CONFLICT % (begin % 2, begin % 3))
+    assert record_from_journal(tmp_path) is None
+    journal.write_bytes(journal.read_bytes() + begin % 4)
+    record = record_from_journal(tmp_path)
+    assert record is not None and record.seed == 4
+
+
 def test_nul_bytes_that_a_power_cut_left_in_a_journal_are_passed_over(tmp_path: Path) -> None:
     begin = b'{"begin": {"experiment": "BaseFP32", "seed": 0, "status": "running"}}\n'
     (tmp_path / "journal.jsonl").write_bytes(begin + b"\0" * 512)
