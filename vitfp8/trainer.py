@@ -429,7 +429,9 @@ class ViTTrainer:
             return []
         state, path, problems = found
         if state.get("parameters") not in (self.params.digest, self.params.digest_under(1)):
-            raise CheckpointError(f"{path}: belongs to a run with other parameters; give another run_folder")
+            raise CheckpointError(
+                f"{path}: belongs to a run with other parameters; move {path.parent} aside, or give another run_folder"
+            )
         if state.get("data", self.data.digest) != self.data.digest:
             raise CheckpointError(
                 f"{path}: was trained on another {self.data.label} than is there now (their digests differ); "
@@ -443,7 +445,9 @@ class ViTTrainer:
         try:
             self._load_state(state)
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"{path}: does not fit this run ({error}); give another run_folder") from None
+            raise CheckpointError(
+                f"{path}: does not fit this run ({error}); move {path.parent} aside, or give another run_folder"
+            ) from None
         if path.stem == "last":  # a file cannot hold its own digest, and a training that had come to its end saves none again
             self.checkpoints["last"] = file_digest(path)
         return [f"{problem}; continued from {path.name}, the one before" for problem in problems]

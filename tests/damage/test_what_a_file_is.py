@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_a_run_whose_notebook_is_something_else_is_not_silently_executed_again(c
     assert decide(path, params, force=True)[0] == "replace"
 
 
+def test_a_record_of_a_later_version_asks_for_an_update_and_is_not_executed_again(tmp_path: Path) -> None:
+    write_study(tmp_path, [make_record("BaseFP32", 0)])
+    path = tmp_path / "BaseFP32-s0.ipynb"
+    path.write_text(re.sub(r'"schema_version": *\d+', '"schema_version": 99', path.read_text()))
+    with pytest.raises(RecordError) as error:
+        read_record(path)
+    assert "update it" in refusal(error, path) and "run it again" not in str(error.value)
+    params = validate([read_layer(TOP / "params" / "BaseFP32.yaml")])
+    with pytest.raises(InputError, match="update it; or --force moves it aside"):
+        decide(path, params)
+
+
 @EACH
 def test_parameter_study_and_citation_files_that_are_something_else_are_named(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
@@ -107,6 +120,16 @@ def test_a_journal_that_is_something_else_is_named_and_not_folded(name: str, tmp
     found, (problem,) = load_records(tmp_path)
     assert found == [] and problem.startswith(f"{folder / 'journal.jsonl'}: ") and "run it again" not in problem
     assert (said.replace("line 1", "line 2") if name == "conflict" else said) in problem
+
+
+def test_a_run_that_begins_after_a_conflict_in_its_journal_is_read(tmp_path: Path) -> None:
+    begin = b'{"begin": {"experiment": "BaseFP32", "seed": %d, "status": "running"}}\n'
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(begin % 1 + CONFLICT % (begin % 2, begin % 3))
+    assert record_from_journal(tmp_path) is None
+    journal.write_bytes(journal.read_bytes() + begin % 4)
+    record = record_from_journal(tmp_path)
+    assert record is not None and record.seed == 4
 
 
 def test_nul_bytes_that_a_power_cut_left_in_a_journal_are_passed_over(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vitfp8.record.journal import (
 from vitfp8.record.provenance import collect_provenance, git_state, processor_and_cores
 from vitfp8.record.reading import (
     RecordError,
+    UnreadHereError,
     append_to_run_log,
     load_history,
     load_quantization,
@@ -64,6 +65,7 @@ __all__ = [
     "Precision",
     "RecordError",
     "Remark",
+    "UnreadHereError",
     "QuantizationRow",
     "RunJournal",
     "RunRecord",

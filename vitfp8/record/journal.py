@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vitfp8.home import from_home
-from vitfp8.params import InputError, why_no_text
+from vitfp8.params import InputError
 from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _json_safe, validated
 
 JOURNAL = "journal.jsonl"
@@ -115,22 +115,21 @@ def is_locked(lock_file: Path) -> bool:
 def record_from_journal(folder: Path) -> RunRecord | None:
     """Fold the events of a run folder's journal into its record; None when there is no readable journal.
 
-    A torn last line (the process died while writing) is passed over, and so is an event that is damaged. A journal with the
-    marks of a merge conflict holds the events of two runs, and is not folded.
+    A torn last line (the process died while writing) is passed over, and so is an event that is damaged. Between the marks of a
+    merge conflict are the events of two runs: they are not folded, nor is what follows until a run begins anew.
 
     Args:
         folder: the run folder.
     """
     try:
-        content = (folder / JOURNAL).read_bytes()
+        lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    if why_no_text(content, appended=True) is not None:
-        return None
-    lines = content.decode("utf-8", errors="replace").splitlines()
     values: dict[str, Any] | None = None
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
+        if line.startswith(("<" * 7, ">" * 7)):
+            values = None
         try:
             event = _json_back(json.loads(line))
         except (ValueError, RecursionError):

@@ -28,7 +28,7 @@ from vitfp8.record.journal import (
     is_locked,
     record_from_journal,
 )
-from vitfp8.record.schema import RECORD_MIME, RunRecord, validated
+from vitfp8.record.schema import RECORD_MIME, LaterVersionError, RunRecord, validated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 class RecordError(InputError):
     """A notebook's record is missing or damaged; the message names the file."""
+
+
+class UnreadHereError(RecordError):
+    """A notebook may well hold a whole record, but not one that can be read here; running it again is not the way out."""
 
 
 #: An executed notebook has less than a megabyte; beyond this it is something else, and reading it would fill the memory.
@@ -63,6 +67,8 @@ def _read_notebook(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
+        if why := why_no_text(content):
+            raise UnreadHereError(f"{path}: {why}") from None
         raise RecordError(f"{path}: {_why_no_notebook(content)}") from None
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise RecordError(f"{path}: is not a notebook; run it again")
@@ -96,9 +102,7 @@ def read_payload(path: Path) -> dict[str, Any] | None:
 
 
 def _why_no_notebook(content: bytes) -> str:
-    """What a file is that is not JSON, with the way out."""
-    if why := why_no_text(content):
-        return why
+    """What a text is that is not JSON, with the way out."""
     if not content.strip():
         return "is empty; take it back from Git or a backup, or run it again"
     if content.startswith(b"\xef\xbb\xbf"):
@@ -205,6 +209,8 @@ def read_record(path: str | Path, *, lock_is_ours: bool = False) -> RunRecord:
         record = RunRecord.from_payload(payload)
     except RecordError as error:
         problem = error
+    except LaterVersionError as error:
+        problem = UnreadHereError(f"{path}: its record cannot be read: {error}")
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         why = str(error) or type(error).__name__
         problem = RecordError(f"{path}: its record cannot be read ({why}); run it again")

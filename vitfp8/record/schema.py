@@ -299,6 +299,10 @@ class SensitivityRow(_Part):
     logit_sqnr_db: float | None = None
 
 
+class LaterVersionError(ValueError):
+    """A record is of a later version than this vitfp8 reads."""
+
+
 class RunRecord(_Part):
     """The versioned, typed result of a run.
 
@@ -496,7 +500,9 @@ class RunRecord(_Part):
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ValueError(f"schema version {str(version)[:40]!r} is none")
         if version > SCHEMA_VERSION:
-            raise ValueError(f"schema version {version} is later than {SCHEMA_VERSION}, which this vitfp8 reads: update it")
+            raise LaterVersionError(
+                f"schema version {version} is later than {SCHEMA_VERSION}, which this vitfp8 reads: update it"
+            )
         try:
             values: dict[str, Any] = _json_back(
                 {key: value for key, value in payload.items() if key not in ("bulk", PAYLOAD_DIGEST)}

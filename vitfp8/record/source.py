@@ -43,6 +43,11 @@ def source_command(
     return f"`{' '.join(words)}`"
 
 
+def _forced(command: str) -> str:
+    """The command that makes a source run although it is finished; without ``--force`` it would be kept."""
+    return f"{command.removesuffix('`')} --force`"
+
+
 def notebook_of(place: str | Path) -> Path:
     """The executed notebook that a notebook or run folder means.
 
@@ -84,7 +89,7 @@ def read_source(place: str | Path, *, experiment: str, seed: int | None, command
         why = f" ({record.reason})" if record.reason else ""
         raise InputError(f"{where}: is {record.status}, not completed{why}; {way_out}")
     if "best" not in record.checkpoints:
-        raise InputError(f"{where}: its record names no weights of the best epoch; run it again: {command}")
+        raise InputError(f"{where}: its record names no weights of the best epoch; run it again: {_forced(command)}")
     return record
 
 
@@ -105,5 +110,5 @@ def best_weights(place: str | Path, record: RunRecord) -> Path:
             return folder / "checkpoints" / "best.pt"
     raise InputError(
         f"source_run: {str(notebook)!r}: {folders[0] / 'checkpoints' / 'best.pt'} is not there; copy the run's folder beside its "
-        "notebook, or run it again"
+        "notebook, or run it again with --force (a finished run is kept without it)"
     )

@@ -9,12 +9,13 @@ from typing import Literal
 
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.home import at_home, from_home
-from vitfp8.params import InputError, Layer, RunParams, identity_of, parse_assignment, read_layer, suggest, validate, why_no_text
+from vitfp8.params import InputError, Layer, RunParams, identity_of, parse_assignment, read_layer, suggest, validate
 from vitfp8.quantize_params import PARAMETER_CLASSES, QuantizeParams, parameters_of
 from vitfp8.record import (
     RUNNER_LOCK,
     RecordError,
     RunRecord,
+    UnreadHereError,
     compare_code,
     incomparable_code,
     is_live,
@@ -257,10 +258,10 @@ def decide(
         return "busy", "another process is running it"
     try:
         record = read_record(output, lock_is_ours=locked_by_us)
-    except RecordError:
+    except RecordError as error:
+        if isinstance(error, UnreadHereError) and not force:
+            raise InputError(f"{error}; or --force moves it aside and runs it anew") from None
         if output.exists():
-            if not force and output.is_file() and (why := why_no_text(output.read_bytes())):
-                raise InputError(f"{output}: {why}; or --force moves it aside and runs it anew") from None
             return "replace", "its notebook holds no record; it is moved aside"
         return "run", "new"
     finished = record.status in ("completed", "diverged")
