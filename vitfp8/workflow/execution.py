@@ -87,6 +87,12 @@ def _connection_folder(fallback: Path) -> tuple[Path, str]:
     return Path(tempfile.mkdtemp(prefix="vitfp8-", dir=usable[0] if usable else fallback)).absolute(), "tcp"
 
 
+def _home_is_writable() -> bool:
+    """Whether IPython can keep its own folder where it would."""
+    place = Path("~/.ipython").expanduser() if "HOME" in os.environ else Path.cwd()
+    return os.access(place if place.exists() else place.parent, os.W_OK)
+
+
 def _takes_sockets(folder: Path) -> bool:
     """Whether a kernel's sockets can be made in a folder."""
     path = folder / "kernel-ipc-10"  # as long as the longest of a kernel's five
@@ -112,6 +118,8 @@ class _Engine(NBClientEngine):
     ) -> Any:
         """Execute the notebook of `nb_man`; see papermill."""
         folder, transport = _connection_folder(output_folder)
+        if "IPYTHONDIR" not in environment and not _home_is_writable():
+            environment = {**environment, "IPYTHONDIR": str(folder / "ipython")}  # else it warns, and leaves a folder behind
         try:
             manager = AsyncKernelManager(
                 kernel_name=kernel_name,
