@@ -118,8 +118,9 @@ class _Engine(NBClientEngine):
     ) -> Any:
         """Execute the notebook of `nb_man`; see papermill."""
         folder, transport = _connection_folder(output_folder)
-        if "IPYTHONDIR" not in environment and not _home_is_writable():
-            environment = {**environment, "IPYTHONDIR": str(folder / "ipython")}  # else it warns, and leaves a folder behind
+        if not _home_is_writable():  # else both warn, and leave a folder behind
+            homes = {"IPYTHONDIR": str(folder / "ipython"), "MPLCONFIGDIR": str(folder / "matplotlib")}
+            environment = homes | environment
         try:
             manager = AsyncKernelManager(
                 kernel_name=kernel_name,
