@@ -22,7 +22,19 @@ from vitfp8.params import printable
 from vitfp8.record.deciding_code import CODE_DIGEST_RULE, PACKAGE, code_digest
 
 #: Packages whose versions enter a record.
-_PACKAGES = ("vitfp8", "torch", "torchvision", "timm", "numpy", "papermill", "nbclient", "ipykernel", "scikit-learn", "torchao")
+_PACKAGES = (
+    "vitfp8",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "papermill",
+    "nbclient",
+    "ipykernel",
+    "scikit-learn",
+    "pillow",
+    "torchao",
+)
 
 #: What of a checkout runs: its uncommitted changes enter a record, and nothing else of the repository does.
 _PLACES = (PACKAGE.name, "notebooks", "params")
