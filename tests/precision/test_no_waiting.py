@@ -81,7 +81,7 @@ class FusedOnMeta(torch.optim.Adam):
 
 def a_model(**changes: object) -> tuple[torch.nn.Module, RunParams]:
     """A small Vision Transformer without values."""
-    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2, "batch_size": 16}
+    sizes = {"variant": "trial", "image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2, "batch_size": 16}
     params = validate([read_layer(Path(__file__).parents[2] / "params" / "BaseFP8.yaml"), Layer("test", {**sizes, **changes})])
     assert isinstance(params, RunParams)
     with META:
