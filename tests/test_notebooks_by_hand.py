@@ -22,7 +22,7 @@ from tests.conftest import TOP
 from tests.javascript import javascript_number, saved_by_javascript
 from vitfp8 import load_runs, read_record
 from vitfp8.home import at_home, from_home, run_command, study_home
-from vitfp8.params import InputError, RunParams, assignments, from_notebook, read_layer, validate
+from vitfp8.params import IDENTITY_RULE, InputError, RunParams, assignments, from_notebook, read_layer, validate
 from vitfp8.quantize.source import find_source
 from vitfp8.quantize_params import QuantizeParams
 from vitfp8.record import RECORD_MIME, RunJournal, RunRecord, digest_of, payload_digest, record_from_journal, source_command
@@ -80,7 +80,9 @@ def test_a_payload_that_javascript_saved_keeps_its_digest(payload: dict[str, Any
 def sealed(**changes: Any) -> RunRecord:
     """A completed record with whole figures and its deterministic digest."""
     params = validate([read_layer(TOP / "params" / "AugmFP32.yaml")])
-    record = make_record("AugmFP32", parameters=params.model_dump(), parameters_digest=params.digest, **changes)
+    record = make_record(
+        "AugmFP32", parameters=params.model_dump(), parameters_digest=params.digest, identity_rule=IDENTITY_RULE, **changes
+    )
     record.question, record.expectation = params.question, params.expectation
     record.metrics.test_acc, record.metrics.generalization_gap = 1.0, 0.0
     record.deterministic = {"digest": digest_of(record.deterministic_part()), "promised": True}
@@ -95,7 +97,7 @@ def test_a_record_that_javascript_saved_has_the_digests_that_it_had() -> None:
     again = RunRecord.from_payload(saved)
     assert agrees_with_digest(saved, [])
     assert digest_of(again.deterministic_part()) == record.deterministic["digest"]
-    assert list(wrong_digests(again)) == list(wrong_digests(record))
+    assert [line for line in wrong_digests(again) if "digest" in line] == []
     saved["metrics"]["test_acc"] = 0.5
     assert not agrees_with_digest(saved, [again])
 

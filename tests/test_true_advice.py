@@ -9,6 +9,7 @@ import pytest
 from tests.analysis.records import make_record, write_study
 from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
 from vitfp8.record import best_weights, code_digest, read_record, read_source
+from vitfp8.record.deciding_code import CODE_DIGEST_RULE
 from vitfp8.workflow.plan import decide
 
 TOP = Path(__file__).resolve().parents[1]
@@ -25,7 +26,7 @@ def finished(tmp_path: Path, params: RunParams) -> Path:
     """A finished run without checkpoints; its notebook."""
     record = make_record("BaseFP32", 0, parameters=params.model_dump(), parameters_digest=params.digest)
     record.checkpoints = {}
-    record.provenance["code_digest"] = code_digest()
+    record.provenance |= {"code_digest": code_digest(), "code_digest_rule": CODE_DIGEST_RULE}
     write_study(tmp_path, [record])
     return tmp_path / "BaseFP32-s0.ipynb"
 
