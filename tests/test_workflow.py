@@ -173,9 +173,9 @@ def test_a_failure_before_training_is_a_failed_run_with_its_line(project: Path) 
 
 
 def test_a_diverged_run_is_a_result(project: Path) -> None:
-    extreme = ("-p", "learning_rate", "100", "-p", "weight_decay", "100", "-p", "epochs", "40")
+    extreme = ("-p", "variant", "extreme", "-p", "learning_rate", "100", "-p", "weight_decay", "100", "-p", "epochs", "40")
     vitfp8("run", "BaseFP32", "--preset", "smoke", *extreme, check=0)
-    assert read_record(project / "executed/smoke/BaseFP32-s0.ipynb").status == "diverged"
+    assert read_record(project / "executed/smoke/BaseFP32~extreme-s0.ipynb").status == "diverged"
     assert "diverged, same parameters" in vitfp8("run", "BaseFP32", "--preset", "smoke", *extreme, "--dry-run").stdout
 
 

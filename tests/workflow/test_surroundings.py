@@ -150,7 +150,7 @@ def test_check_notes_small_shared_memory_and_counts_the_process(smoke_params, mo
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: argparse.Namespace(free=64 * 2**20))
     [note] = preflight._shared_memory([params])
     assert note.level == "note" and "--shm-size" in note.text
-    assert preflight._shared_memory([smoke_params(workers=4)]) == [], "digits need no workers"
+    assert preflight._shared_memory([smoke_params()]) == [], "digits have no workers"
     assert memory_bytes(smoke_params()) > PROCESS_BYTES > 500e6
     assert "of it the model's" in preflight._memory([smoke_params()]).text
 

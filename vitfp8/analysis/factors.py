@@ -58,6 +58,8 @@ def departures(record: RunRecord) -> dict[str, Any]:
         return {}
     expected = {"augmentation": row.augmentation, **BUNDLES.get(row.augmentation, {})}
     found = {key: record.parameters[key] for key in expected if key in record.parameters}
+    if record.origin == "imported" and found.get("warmup_fraction") and expected.get("warmup_fraction"):
+        found.pop("warmup_fraction")  # the earlier project warmed up for five epochs, whatever their number
     differing = {key: value for key, value in found.items() if value != expected[key]}
     precision = recorded_precision(record)
     return ({"precision": precision} if precision not in (None, row.precision) else {}) | differing
