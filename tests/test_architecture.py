@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "home": {"params"},
     "quantize_params": {"catalog", "params"},
     "record": {"catalog", "params", "quantize_params", "home"},
-    "data": {"catalog", "params"},
+    "data": {"catalog", "params", "home"},
     "model": {"catalog", "params", "pretrained"},
     "pretrained": {"params", "checkpoint"},
     "precision": {"catalog", "params"},

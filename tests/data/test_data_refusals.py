@@ -31,7 +31,7 @@ from vitfp8.data import (
     sources,
 )
 from vitfp8.data.folders import list_image_folder
-from vitfp8.data.formats import CIFAR_FILES, TEST, TRAIN, UNSPLIT, Source, read_digits
+from vitfp8.data.formats import CIFAR_FILES, TEST, TRAIN, UNSPLIT, Source, default_folder, read_digits
 from vitfp8.data.splits import split_indices
 from vitfp8.experiment import check_experiment, prepare_experiment
 from vitfp8.params import InputError, RunParams
@@ -434,3 +434,14 @@ def test_digests_and_splits_of_folders_are_what_they_always_were(tmp_path: Path,
         write_pictures(tmp_path / name / "ant", {"deeper": 3}, first=number + 100)
     found = data_digest(dataset="imagefolder", data_dir=tmp_path, validation_fraction=0.1)
     assert found is not None and found[:16] == digest
+
+
+def test_a_folder_is_meant_from_the_study_s_home_in_a_notebook_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("params", "notebooks", "data", "pictures"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert default_folder() == tmp_path / "data"
+    with pytest.raises(InputError, match="pictures"):  # found, and refused for what is in it
+        check_dataset(dataset="imagefolder", data_dir="pictures", download=False)
+    with pytest.raises(InputError, match="is not a folder"):
+        check_dataset(dataset="imagefolder", data_dir="elsewhere", download=False)

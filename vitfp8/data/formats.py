@@ -20,10 +20,8 @@ from types import MappingProxyType
 import numpy as np
 
 from vitfp8.catalog import DATASETS
+from vitfp8.home import at_home
 from vitfp8.params import InputError
-
-#: Where data sets are looked for, and downloaded to, when no folder is given.
-DEFAULT_FOLDER = Path("data")
 
 #: Share of the images of a set without a test split of its own (digits, one folder of classes) that becomes its test split.
 TEST_FRACTION = 0.2
@@ -56,6 +54,11 @@ class Source:
 
 
 # --- digits -------------------------------------------------------------------------------------------------------------------
+
+
+def default_folder() -> Path:
+    """Where data sets are looked for, and downloaded to, when no folder is given: ``data/`` at the study's home."""
+    return at_home("data")
 
 
 def read_digits() -> Source:
@@ -101,12 +104,12 @@ def find_fashion_mnist(data_dir: Path | None) -> Path | None:
     """The folder that has Fashion-MNIST's four IDX files.
 
     Args:
-        data_dir: the user's folder; None: `DEFAULT_FOLDER`, then the system's folders.
+        data_dir: the user's folder; None: `default_folder`, then the system's folders.
 
     Raises:
         InputError: a folder has some of the four but not all.
     """
-    bases = (data_dir,) if data_dir else (DEFAULT_FOLDER, *system_folders())
+    bases = (data_dir,) if data_dir else (default_folder(), *system_folders())
     names = [name for pair in _IDX_FILES for name in pair]
     for folder in (base / sub for base in bases for sub in _IDX_SUBFOLDERS):
         missing = [name for name in names if _idx_path(folder, name) is None]
@@ -248,13 +251,13 @@ def find_cifar(name: str, data_dir: Path | None) -> Path | None:
 
     Args:
         name: the data set.
-        data_dir: the user's folder; None: `DEFAULT_FOLDER`.
+        data_dir: the user's folder; None: `default_folder`.
 
     Raises:
         InputError: a folder has some of the files but not all.
     """
     known = CIFAR_FILES[name]
-    base = data_dir or DEFAULT_FOLDER
+    base = data_dir or default_folder()
     names = [file for file, _ in (*known.train, *known.test, known.meta)]
     # "train" and "test" of CIFAR-100 are such common names that a folder counts as its own only by the archive's name or its meta
     # file.

@@ -21,13 +21,13 @@ import numpy as np
 from vitfp8.catalog import DATASETS
 from vitfp8.data.folders import check_pictures, class_folders, list_image_folder, split_folders
 from vitfp8.data.formats import (
-    DEFAULT_FOLDER,
     FASHION_CLASSES,
     TEST,
     TRAIN,
     UNSPLIT,
     VALIDATION,
     Source,
+    default_folder,
     find_cifar,
     find_fashion_mnist,
     one_line,
@@ -36,6 +36,7 @@ from vitfp8.data.formats import (
     read_fashion_mnist,
 )
 from vitfp8.data.splits import check_batch_size, split_indices
+from vitfp8.home import at_home
 from vitfp8.params import InputError, suggest
 
 #: What `validation_fraction` states for a folder with a validation split of its own, where nothing is held out.
@@ -108,6 +109,8 @@ def _given(dataset: str, data_dir: str | Path | None) -> Path | None:
     folder = Path(data_dir)
     with suppress(RuntimeError):  # ~somebody who is not there
         folder = folder.expanduser()
+    if not folder.is_dir():  # meant from the study's home, as a terminal there means it
+        folder = at_home(folder)
     if not folder.is_dir():
         way_out = "correct it" if dataset == "imagefolder" else "correct it, create it to download there, or leave it out"
         raise InputError(f"data_dir: {str(data_dir)!r} is not a folder; {way_out}")
@@ -125,7 +128,7 @@ def _readable() -> Iterator[None]:
 
 def _not_there(dataset: str, data_dir: Path | None) -> str:
     label = DATASETS[dataset].label
-    return f"data_dir: {label} is not in {str(data_dir or DEFAULT_FOLDER)!r}"
+    return f"data_dir: {label} is not in {str(data_dir or default_folder())!r}"
 
 
 def _download(dataset: str, data_dir: Path | None) -> None:
@@ -134,7 +137,7 @@ def _download(dataset: str, data_dir: Path | None) -> None:
 
     classes = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
     try:
-        classes[dataset](str(data_dir or DEFAULT_FOLDER), download=True)
+        classes[dataset](str(data_dir or default_folder()), download=True)
     except (OSError, RuntimeError, EOFError, zlib.error, HTTPException, tarfile.TarError) as error:
         raise InputError(
             f"{_not_there(dataset, data_dir)} and cannot be downloaded from {DOWNLOAD_URLS[dataset]} ({one_line(error)}); "
@@ -253,7 +256,7 @@ def _source_ahead(dataset: str, data_dir: str | Path | None, *, download: bool) 
 def _ask_server(dataset: str, folder: Path | None) -> None:
     """Refuse a download that would fail: neither an intact archive is there nor does the server answer."""
     url = DOWNLOAD_URLS[dataset]
-    archive = (folder or DEFAULT_FOLDER) / url.rpartition("/")[2]
+    archive = (folder or default_folder()) / url.rpartition("/")[2]
     if archive.is_file() and hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest() == ARCHIVE_MD5.get(dataset):
         return  # torchvision unpacks it
     request = urllib.request.Request(url, headers={"User-Agent": "vitfp8"})

@@ -289,7 +289,7 @@ def _awake() -> Iterator[Line]:
 
 def _data() -> Iterator[Line]:
     """Data sets: found, or where they were looked for."""
-    from vitfp8.data.formats import DEFAULT_FOLDER, find_cifar, find_fashion_mnist, read_digits, system_folders
+    from vitfp8.data.formats import default_folder, find_cifar, find_fashion_mnist, read_digits, system_folders
 
     try:
         yield Line("ok", "digits", "data set", f"{len(read_digits().labels)} images, with scikit-learn")
@@ -298,10 +298,10 @@ def _data() -> Iterator[Line]:
         yield Line("missing", "digits", "data set", f"cannot be read ({why})", "pip install scikit-learn", True)
     finders: dict[str, tuple[Callable[[], Path | None], list[Path], str]] = {
         "fashion_mnist": (
-            lambda: find_fashion_mnist(None), [DEFAULT_FOLDER, *system_folders()], "apt install dataset-fashion-mnist",
+            lambda: find_fashion_mnist(None), [default_folder(), *system_folders()], "apt install dataset-fashion-mnist",
         ),
-        "cifar10": (lambda: find_cifar("cifar10", None), [DEFAULT_FOLDER], ""),
-        "cifar100": (lambda: find_cifar("cifar100", None), [DEFAULT_FOLDER], ""),
+        "cifar10": (lambda: find_cifar("cifar10", None), [default_folder()], ""),
+        "cifar100": (lambda: find_cifar("cifar100", None), [default_folder()], ""),
     }  # fmt: skip
     for name, (find, looked, apt) in finders.items():
         ways = "download: true gets it when a run needs it, or give data_dir"
