@@ -29,7 +29,7 @@ from vitfp8.data import ImageData, check_dataset, load_data
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params import InputError, RunParams
-from vitfp8.precision import PreparedPrecision, choose_backend, prepare
+from vitfp8.precision import PreparedPrecision, check_layers, choose_backend, prepare
 from vitfp8.record import EpochRow, Hardware, Metrics, Precision, RunJournal, RunRecord, collect_provenance, digest_of, now
 from vitfp8.trainer import Evaluation, Outcome, ViTTrainer
 
@@ -118,7 +118,14 @@ def check_experiment(params: RunParams) -> None:
     device, backend, reason = who_multiplies(params)
     if params.torch_compile:
         _check_compilation(params, device, backend, reason)
-    check_model(params, DATASETS[params.dataset].classes or 10)
+    model = check_model(params, DATASETS[params.dataset].classes or 10)
+    check_layers(
+        model,
+        params.precision,
+        device=torch.device(device),
+        backend=params.backend,
+        base_precision=params.base_precision,
+    )
     check_dataset(dataset=params.dataset, data_dir=params.data_dir, download=params.download)
 
 
