@@ -52,6 +52,8 @@ class _Seen(TorchDispatchMode):
     def add(self, operands: Iterable[Any]) -> None:
         """A product of these operands, in the module that is running."""
         dtypes = {operand.dtype for operand in operands if isinstance(operand, torch.Tensor)}
+        if len(dtypes) > 1:  # a device would refuse it; without one torch does not look
+            raise TypeError(f"a product of {' and '.join(sorted(str(dtype).removeprefix('torch.') for dtype in dtypes))}")
         if not self.in_attention:
             self.products[self.running[-1]] = self.products.get(self.running[-1], frozenset()) | dtypes
 
