@@ -29,7 +29,7 @@ from vitfp8.home import at_home
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params import IDENTITY_RULE, InputError, Parameters, RunParams
-from vitfp8.precision import PreparedPrecision, choose_backend, prepare
+from vitfp8.precision import PreparedPrecision, check_layers, choose_backend, prepare
 from vitfp8.record import (
     EpochRow,
     Hardware,
@@ -139,7 +139,14 @@ def check_experiment(params: RunParams) -> None:
         )
     if params.torch_compile:
         _check_compilation(params, device, backend, reason)
-    check_model(params, count_classes(params.dataset, params.data_dir))
+    model = check_model(params, count_classes(params.dataset, params.data_dir))
+    check_layers(
+        model,
+        params.precision,
+        device=torch.device(device),
+        backend=params.backend,
+        base_precision=params.base_precision,
+    )
     check_dataset(
         dataset=params.dataset,
         data_dir=params.data_dir,

@@ -13,6 +13,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitfp8.catalog import DATASETS
 from vitfp8.params import InputError, RunParams, suggest
@@ -70,6 +71,12 @@ def create_model(params: RunParams, classes: int) -> VisionTransformer:
         raise InputError(f"model: {params.model!r}: cannot be built with these sizes ({why})") from None
     if not isinstance(model, VisionTransformer):
         raise InputError(f"model: {params.model!r}: is no Vision Transformer; `timm.list_models('vit_*')` lists them")
+    if not isinstance(model.patch_embed.proj, nn.Conv2d) or not all(hasattr(block, "attn") for block in model.blocks):
+        odd = {type(model.patch_embed).__name__, *(type(block).__name__ for block in model.blocks)} - {"PatchEmbed", "Block"}
+        raise InputError(
+            f"model: {params.model!r}: is not built of a patch convolution and plain blocks ({', '.join(sorted(odd))}); "
+            "take a model such as vit_tiny_patch16_224 or deit_tiny_patch16_224"
+        )
     patch = model.patch_embed.patch_size[0]
     if params.image_size % patch:
         fitting = params.image_size // patch * patch or patch
@@ -100,23 +107,28 @@ def tokens_of(model: VisionTransformer) -> int:
 def forward_flops(model: VisionTransformer) -> int:
     """Floating-point operations of one image's forward pass: two for each multiplication with its addition.
 
-    Counted are the matrix products: patch embedding, the linear layers, both attention products, the head. Norms, softmax, GELU
+    Counted are the matrix products: convolutions, linear layers, attention products. Norms, softmax, GELU
     and adds (about one per cent) are not, as in Kaplan et al. 2020, arXiv 2001.08361, and in `torch.utils.flop_counter`.
 
     Args:
         model: the model.
     """
-    tokens = tokens_of(model)
-    patches = model.patch_embed.num_patches
-    projection = model.patch_embed.proj
-    total = 2 * patches * projection.weight.numel()
-    for block in model.blocks:
-        for linear in (module for module in block.modules() if isinstance(module, nn.Linear)):
-            total += 2 * tokens * linear.weight.numel()
-        total += 2 * 2 * tokens * tokens * block.attn.num_heads * block.attn.head_dim
-    if isinstance(model.head, nn.Linear):
-        total += 2 * model.head.weight.numel()
-    return int(total)
+    stored = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    image = torch.empty(1, channels, *model.patch_embed.img_size, device="meta")
+    training = model.training
+    model.eval()
+    try:  # on the meta device nothing is computed, and attention is two products that can be counted
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(model, stored, (image,))
+    except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model: does not compute an image of {image.shape[-1]} pixels ({why}); take vit_tiny_patch16_224"
+        ) from None
+    finally:
+        model.train(training)
+    return int(counter.get_total_flops())
 
 
 def model_facts(model: VisionTransformer, name: str) -> dict[str, Any]:
@@ -141,7 +153,7 @@ def model_facts(model: VisionTransformer, name: str) -> dict[str, Any]:
         "num_heads": int(model.blocks[0].attn.num_heads),
         "patch_size": int(model.patch_embed.patch_size[0]),
         "image_size": int(model.patch_embed.img_size[0]),
-        "in_channels": int(model.patch_embed.proj.in_channels),
+        "in_channels": next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)),
         "classes": int(model.num_classes),
         **({"pretrained": taken} if taken else {}),
     }
@@ -188,7 +200,7 @@ def started_from(model: nn.Module) -> str | None:
     return str(taken["sha256"]) if taken else None
 
 
-def check_model(params: RunParams, classes: int) -> None:
+def check_model(params: RunParams, classes: int) -> VisionTransformer:
     """Refuse a model that cannot be built, or whose trained weights cannot be had or do not fit, without allocating it.
 
     Weights that are not on this machine are asked for by the header of their file; they are downloaded when the run starts.
@@ -197,10 +209,14 @@ def check_model(params: RunParams, classes: int) -> None:
         params: model and sizes.
         classes: outputs of the head.
 
+    Returns:
+        The model on the meta device.
+
     Raises:
         InputError: see `create_model`.
     """
-    describe_model(params, classes)
+    with torch.device("meta"):
+        model = create_model(params.model_copy(update={"pretrained": False, "pretrained_file": None}), classes)
     if "." in params.model and not params.pretrained:
         name, _, tag = params.model.partition(".")
         raise InputError(
@@ -212,3 +228,4 @@ def check_model(params: RunParams, classes: int) -> None:
         if source.path is not None:
             with torch.device("meta"):
                 create_model(params, classes)
+    return model

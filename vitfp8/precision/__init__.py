@@ -4,6 +4,15 @@ The door is `prepare`: it gives a model a precision and says what really runs. `
 """
 
 from vitfp8.precision.formats import FORMATS, round_to_format
-from vitfp8.precision.policy import PRECISIONS, PreparedPrecision, choose_backend, has_native_products, prepare
+from vitfp8.precision.policy import PRECISIONS, PreparedPrecision, check_layers, choose_backend, has_native_products, prepare
 
-__all__ = ["FORMATS", "PRECISIONS", "PreparedPrecision", "choose_backend", "has_native_products", "prepare", "round_to_format"]
+__all__ = [
+    "FORMATS",
+    "PRECISIONS",
+    "PreparedPrecision",
+    "check_layers",
+    "choose_backend",
+    "has_native_products",
+    "prepare",
+    "round_to_format",
+]

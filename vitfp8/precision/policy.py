@@ -302,6 +302,31 @@ def _convert_to_fp8(model: nn.Module, recipe: Recipe, base: str, backend: str) -
     return product_dtype
 
 
+def _arithmetic(requested: str, device: torch.device, backend: str, base_precision: str) -> Arithmetic:
+    """How everything but FP8 products is computed."""
+    row = PRECISIONS[requested]
+    base, asked = (PRECISIONS[base_precision], "auto") if row.scaled else (row, backend)
+    emulated = choose_backend(base.name, device, asked)[0] == "emulated"
+    dtype = torch.float32 if emulated else base.dtype
+    return Arithmetic(format=base.format, dtype=dtype, on_grid=emulated, low_results=base.low_results)
+
+
+def check_layers(model: nn.Module, requested: str, *, device: torch.device, backend: str, base_precision: str) -> None:
+    """Refuse a model that does not compute in a precision: a layer that is not known may not take the format before it.
+
+    Args:
+        model: a timm Vision Transformer as timm made it, on any device, the meta device too.
+        requested: a key of `PRECISIONS`.
+        device: where it would run.
+        backend: see `choose_backend`.
+        base_precision: see `prepare`.
+
+    Raises:
+        InputError: one line with a way out.
+    """
+    products_of(model, _arithmetic(requested, device, backend, base_precision))
+
+
 def prepare(
     model: nn.Module,
     requested: str,
@@ -341,14 +366,9 @@ def prepare(
     chosen, reason = choose_backend(requested, device, backend, recipe=fp8_recipe, base=base_precision, shapes=shapes)
     report |= {"backend": chosen, "reason": reason}
     base = PRECISIONS[base_precision] if row.scaled else row
-    base_emulated = choose_backend(base.name, device)[0] == "emulated" if row.scaled else chosen == "emulated"
+    arithmetic = _arithmetic(requested, device, backend, base_precision)
+    base_emulated = arithmetic.grid is not None
     switches = set_tf32(base.tf32 and not base_emulated)
-    arithmetic = Arithmetic(
-        format=base.format,
-        dtype=torch.float32 if base_emulated else base.dtype,
-        on_grid=base_emulated,
-        low_results=base.low_results,
-    )
     products = products_of(model, arithmetic)
     product_dtype = str(arithmetic.dtype).removeprefix("torch.")
     if row.scaled:

@@ -7,12 +7,14 @@ model without memory (on the meta device) computes one image, and every product 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitfp8.params import InputError
@@ -36,18 +38,42 @@ class _Seen(TorchDispatchMode):
         super().__init__()
         self.running: list[str] = []
         self.products: dict[str, frozenset[torch.dtype]] = {}
+        self.in_attention = False
 
     def ended(self, *_: Any) -> None:
         """A module's forward is done."""
         self.running.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in _PRODUCTS or name.startswith("_scaled_dot_product"):
-            dtypes = {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
-            inside = self.running[-1]
-            self.products[inside] = self.products.get(inside, frozenset()) | dtypes
+        if func.overloadpacket.__name__ in _PRODUCTS:
+            self.add(args)
         return func(*args, **(kwargs or {}))
+
+    def add(self, operands: Iterable[Any]) -> None:
+        """A product of these operands, in the module that is running."""
+        dtypes = {operand.dtype for operand in operands if isinstance(operand, torch.Tensor)}
+        if len(dtypes) > 1:  # a device would refuse it; without one torch does not look
+            raise TypeError(f"a product of {' and '.join(sorted(str(dtype).removeprefix('torch.') for dtype in dtypes))}")
+        if not self.in_attention:
+            self.products[self.running[-1]] = self.products.get(self.running[-1], frozenset()) | dtypes
+
+
+class _Attention(TorchFunctionMode):
+    """Takes torch's attention for one product: without a device it is written out, and then in FP32 whatever it is given."""
+
+    def __init__(self, seen: _Seen) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.seen.add(args[:3])
+        self.seen.in_attention = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.seen.in_attention = False
 
 
 def products_of(model: nn.Module, arithmetic: Arithmetic) -> Products | None:
@@ -76,7 +102,7 @@ def products_of(model: nn.Module, arithmetic: Arithmetic) -> Products | None:
     channels = next(module.in_channels for module in empty.modules() if isinstance(module, nn.Conv2d))
     image = torch.empty(1, channels, *empty.patch_embed.img_size, device="meta")
     try:
-        with torch.no_grad(), seen:
+        with torch.no_grad(), _Attention(seen), seen:
             empty(image)
     except Exception as error:  # whatever a model's code raises
         where = seen.running[-1] if seen.running else ""
