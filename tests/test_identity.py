@@ -27,6 +27,7 @@ from vitfp8.params import (
 from vitfp8.quantize_params import QuantizeParams
 from vitfp8.record import RunRecord, digest_of
 from vitfp8.workflow.plan import plan_batch
+from vitfp8.workflow.rerun import _compare
 from vitfp8.workflow.study import Study
 from vitfp8.workflow.verify_figures import wrong_digests
 
@@ -182,3 +183,18 @@ def test_runs_with_equal_identities_make_one_group(tmp_path: Path, smoke_params:
         write_notebook(make_record("BaseFP32", seed, parameters=values), folder / f"BaseFP32-s{seed}.ipynb")
     (group,) = load_results(folder).groups
     assert group.n == 3
+
+
+def test_a_repeat_is_compared_by_the_values_of_its_parameters_whatever_rule_its_record_names(
+    tmp_path: Path, smoke_params: Make
+) -> None:
+    params = smoke_params("BaseFP32")
+    old = make_record("BaseFP32", parameters=params.model_dump(), parameters_digest=params.digest_under(1))
+    new = make_record("BaseFP32", parameters=params.model_dump(), parameters_digest=params.digest, identity_rule=IDENTITY_RULE)
+    longer = smoke_params("BaseFP32", epochs=3)
+    other = make_record("BaseFP32", parameters=longer.model_dump(), parameters_digest=longer.digest, identity_rule=IDENTITY_RULE)
+    for record in (old, new, other):
+        record.deterministic = {"promised": True, "digest": digest_of(record.deterministic_part())}
+    path = tmp_path / "BaseFP32-s0.ipynb"
+    assert [level for level, _ in _compare(path, old, new, path)] == ["ok"]
+    assert ("FAILED", "parameters.epochs: 2, this time 3") in list(_compare(path, old, other, path))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.home import at_home
-from vitfp8.params import InputError, idle_values
+from vitfp8.params import InputError, identity_of, idle_values
+from vitfp8.quantize_params import parameters_of
 from vitfp8.record import RecordError, RunRecord, code_digest_rule, incomparable_code, read_record
 from vitfp8.workflow.execution import Signals, execute
 from vitfp8.workflow.verify import Check, sha256_of
@@ -149,7 +150,7 @@ def _compare(path: Path, record: RunRecord, repeat: RunRecord, output: Path) -> 
     level = "note" if reasons else "FAILED"
     because = f"; it need not be the same: {'; '.join(reasons)}" if reasons else ""
     # what JSON makes of both, so that only values count
-    there, here = (json.loads(json.dumps(each.deterministic_part())) for each in (record, repeat))
+    there, here = (json.loads(json.dumps(_values(each))) for each in (record, repeat))
     found = list(differences(there, here))
     for where, one, other in found[:LISTED]:
         yield level, f"{name_of(where, record)}: {shown(one)}, this time {shown(other)}{because}"
@@ -169,6 +170,11 @@ def _compare(path: Path, record: RunRecord, repeat: RunRecord, output: Path) -> 
     if not found and not weights:
         compared = "digest and predictions" if weights is None else "digest, predictions and last weights"
         yield "ok", f"{compared} are the same{', though not promised: ' + '; '.join(reasons) if reasons else ''}"
+
+
+def _values(record: RunRecord) -> dict[str, Any]:
+    """The deterministic part with the parameters as values: a difference is then named, and is none between rules of identity."""
+    return {**record.deterministic_part(), "parameters": identity_of(parameters_of(record.experiment), record.parameters)}
 
 
 def name_of(where: str, record: RunRecord) -> str:
