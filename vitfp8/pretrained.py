@@ -37,8 +37,14 @@ PREFIXES = ("_orig_mod.", "module.", "_orig_mod.", "model.")
 #: A hub that does not answer for so long is taken as unreachable, in seconds.
 PATIENCE = 10.0
 
+#: Dictionaries in one another that are opened in search of weights.
+_DEEPEST = 8
+
 #: Names that a line lists.
 _LISTED = 3
+
+#: The way out of a file that cannot be read.
+_READABLE = "give a file that you may read, or set pretrained: false"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,11 @@ def find_weights(model: str, pretrained_file: str | None = None) -> Source:
     tag = config.tag if config else None
     if pretrained_file is not None:
         given, asked = Path(pretrained_file), f"pretrained_file: {pretrained_file!r}"
-        if not given.is_file():
+        try:
+            is_file = given.is_file()
+        except OSError as error:  # a folder that may not be entered, a name that is too long
+            raise InputError(f"{asked}: cannot be read ({error.strerror}); {_READABLE}") from None
+        if not is_file:
             raise InputError(f"{asked}: {'is a folder, not a file' if given.is_dir() else 'there is no such file'}")
         return Source(asked=asked, path=given, tag=tag)
     asked = f"pretrained: true: {model}"
@@ -212,6 +222,8 @@ def read_weights(path: Path, asked: str) -> tuple[dict[str, Tensor], list[str]]:
             raise InputError(f"{asked}: holds no weights: a dictionary of {keys or 'nothing'}, not of tensors by their names")
         held = held[inside]
         unwrapped.append(inside)
+        if len(unwrapped) > _DEEPEST:  # a pickle may hold itself
+            raise InputError(f"{asked}: holds no weights: more than {_DEEPEST} dictionaries in one another")
     if not isinstance(held, Mapping):
         raise InputError(f"{asked}: holds no weights: a {type(held).__name__}, not a dictionary of tensors by their names")
     tensors = dict(held)
@@ -219,6 +231,9 @@ def read_weights(path: Path, asked: str) -> tuple[dict[str, Tensor], list[str]]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
             unwrapped.append(prefix)
+    odd = next((n for n, t in tensors.items() if t.layout != torch.strided or t.is_meta or t.is_quantized), None)
+    if odd is not None:
+        raise InputError(f"{asked}: {odd} is sparse, quantized or without values; give plain tensors")
     damaged = next((n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()), None)
     if damaged is not None:
         raise InputError(f"{asked}: is damaged: {damaged} holds values that are not finite")
@@ -235,14 +250,18 @@ def _load(path: Path, asked: str) -> Any:
     try:
         with path.open("rb") as file:
             begin = file.read(64)
+    except OSError as error:
+        raise InputError(f"{asked}: cannot be read ({error.strerror}); {_READABLE}") from None
+    try:
         if not begin:
             raise InputError(f"{asked}: is empty; take the file anew from where it comes")
         if begin.startswith(b"version https://git-lfs"):
             raise InputError(f"{asked}: is a pointer of Git LFS, not the weights; `git lfs pull` fetches them")
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, device="cpu")
-        # a namespace is inert; timm's training program keeps its options in one
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        # a namespace is inert; timm's training program keeps its options in one. A check builds its model on the meta device,
+        # where torch's reader would fail at sparse tensors as if the file were damaged
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]), torch.device("cpu"):
             warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
