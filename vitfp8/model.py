@@ -113,7 +113,7 @@ def forward_flops(model: VisionTransformer) -> int:
     Args:
         model: the model.
     """
-    stored = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    stored = {name: tensor.detach().to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
     image = torch.empty(1, channels, *model.patch_embed.img_size, device="meta")
     training = model.training
