@@ -195,7 +195,7 @@ def on_no_list(paths: set[str], kind: str) -> list[str]:
 
 
 def what_to_do(paths: list[str], kind: str) -> str:
-    """The message of whoever adds a module."""
+    """The message for a developer who adds a module."""
     return (
         f"a {kind} imports {', '.join(paths)}, which vitfp8/record/deciding_code.py does not know: add each to DECIDING (it can "
         "change a number of the deterministic part) or, with the reason, to DECIDING_NOTHING"

@@ -19,7 +19,7 @@ def somebody_watches() -> bool:
 
 
 def say_where(**folders: str | Path | None) -> None:
-    """Print where a notebook reads and writes; to whoever watches also which folder that is in.
+    """Print where a notebook reads and writes; a person who watches also sees which folder that is in.
 
     Args:
         **folders: what it is, with ``_`` for a space, e.g. ``run_folder``, and where; None is passed over.

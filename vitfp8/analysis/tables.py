@@ -538,7 +538,7 @@ def provenance_table(results: StudyResults) -> ReportTable:
 
 
 def runs_table(results: StudyResults) -> ReportTable:
-    """Every training with all its figures, whatever its status: a row a run, for further work.
+    """Every training with all its figures, whatever its status: one row per run, for further work.
 
     Args:
         results: the study.

@@ -1,4 +1,4 @@
-"""Standard output and error that a command can always write to, whoever has closed them and however full their disk is."""
+"""Standard output and error that a command can always write to, even when they are closed or their disk is full."""
 
 from __future__ import annotations
 

@@ -347,7 +347,7 @@ def decode_image(path: Path, side: int) -> np.ndarray:
         uint8 [3, side, side].
 
     Raises:
-        InputError: the file is no image, damaged, more than one picture, or of a mode whose range is not known.
+        InputError: the file is not an image, is damaged, more than one picture, or of a mode whose range is not known.
     """
     from PIL import Image
 

@@ -2,8 +2,8 @@
 
 The journal is ``journal.jsonl`` in the run folder: one JSON object a line, appended and flushed to disk. Folding its events gives
 the record. The notebook shows the same record in one display that is updated by its id; before training begins `announce` shows
-it, so that a file that was last written then holds a record, which names its journal. Whoever trains holds ``run.lock``; the
-operating system releases it when the process dies, however it dies.
+it, so that a file that was last written then holds a record, which names its journal. The training process holds ``run.lock``;
+the operating system releases it when the process dies, however it dies.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _section(name: str, one: Mapping[str, Any], other: Mapping[str, Any], *, lef
     """Values of two mappings: those that differ, place by place, and the names of the others."""
     found = Section(name)
     stated = [any(value is not None for key, value in part.items() if key not in left_out) for part in (one, other)]
-    if stated in ([True, False], [False, True]):  # an imported record: a row a value would say the same of each
+    if stated in ([True, False], [False, True]):  # an imported record: one row per value would say the same of each
         found.remark = f"only the {'first' if stated[0] else 'second'} record states it"
         return found
     for key in dict.fromkeys([*one, *other]):

@@ -312,7 +312,7 @@ def _journal(run: _Run) -> Iterator[Found]:
 
 
 def _torn_lines(path: Path) -> Iterator[Found]:
-    """Lines of a file that are no JSON objects: a process died while it wrote, or the disk was full; or what it is instead."""
+    """Lines of a file that are not JSON objects: a process died while it wrote, or the disk was full; or what it is instead."""
     content = path.read_bytes()
     if why := why_no_text(content, appended=True):
         yield "FAILED", f"{path}: {why}"

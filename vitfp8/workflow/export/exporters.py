@@ -135,7 +135,7 @@ class _Report(TemplateExporter):
 
     @property
     def default_config(self) -> Config:
-        """Cells left out by their tags, prompts left out, our templates; whoever calls may lay other settings over it."""
+        """Cells left out by their tags, prompts left out, our templates; a caller may lay other settings over it."""
         tags = {
             "enabled": True,
             "remove_cell_tags": set(REMOVED_CELLS),
