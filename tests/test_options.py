@@ -96,6 +96,7 @@ def test_powermetrics_is_refused_but_on_a_macs_gpu(
 ) -> None:
     monkeypatch.setattr(experiment, "sys", SimpleNamespace(platform=platform))
     monkeypatch.setattr(experiment, "who_multiplies", lambda params: (device, "native", "as the test says"))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: (9, 0))
     check_experiment(smoke_params())
     if accepted:
         check_experiment(smoke_params(powermetrics=True))
