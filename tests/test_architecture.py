@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "checkpoint": {"params"},
     "trainer": {"params", "data", "model", "precision", "checkpoint"},
     "experiment": {"catalog", "params", "home", "record", "data", "model", "precision", "monitor", "checkpoint", "trainer"},
-    "trained_model": {"catalog", "params", "record", "model", "checkpoint", "experiment"},
+    "trained_model": {"precision", "catalog", "params", "record", "model", "checkpoint", "experiment"},
     "quantize": {
         "catalog",
         "params",

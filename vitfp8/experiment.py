@@ -29,7 +29,7 @@ from vitfp8.home import at_home
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params import IDENTITY_RULE, InputError, Parameters, RunParams
-from vitfp8.precision import PreparedPrecision, check_layers, choose_backend, prepare
+from vitfp8.precision import PreparedPrecision, check_layers, choose_backend, prepare, resolve_device
 from vitfp8.record import (
     EpochRow,
     Hardware,
@@ -45,24 +45,6 @@ from vitfp8.record import (
     refuse_finished,
 )
 from vitfp8.trainer import Evaluation, Outcome, ViTTrainer
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that a parameter means.
-
-    Args:
-        name: ``auto`` (CUDA, else Apple's GPU, else the processor), ``cpu``, ``cuda`` or ``mps``.
-
-    Raises:
-        InputError: the machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[name]:
-        there = ", ".join(key for key, has in available.items() if has)
-        raise InputError(f"device: {name!r}: torch finds none on this machine; there is {there}, or take device: auto")
-    return torch.device(name)
 
 
 def set_determinism(params: RunParams, device: torch.device) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitfp8.catalog import DATASETS, DEVICES
 from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint
-from vitfp8.experiment import resolve_device
 from vitfp8.model import create_model
 from vitfp8.params import InputError, Layer, RunParams, field_notes, idle_values, validate
+from vitfp8.precision import resolve_device
 from vitfp8.record import RunRecord, find_run, read_record, run_folders
 
 #: Status of a run that has no final weights → what to do about it.

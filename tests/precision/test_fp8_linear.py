@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vitfp8.params import InputError
 from vitfp8.precision import cpu_quantizer
+from vitfp8.precision.capability import native_support
 from vitfp8.precision.formats import FORMATS, sqnr
-from vitfp8.precision.fp8_linear import FP8Linear, native_support
+from vitfp8.precision.fp8_linear import FP8Linear
 from vitfp8.precision.quantizer import quantize
 from vitfp8.precision.recipes import RECIPES
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vitfp8.model import create_model
 from vitfp8.params import Layer, read_layer, validate
 from vitfp8.precision import prepare
+from vitfp8.precision.capability import native_support
 from vitfp8.precision.formats import sqnr
-from vitfp8.precision.fp8_linear import FP8Linear, native_support
+from vitfp8.precision.fp8_linear import FP8Linear
 from vitfp8.precision.health import MEASURES, HealthSampler
 from vitfp8.precision.recipes import recipe_named
 from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, convert_with_torchao
@@ -99,7 +100,7 @@ def test_health_of_a_torchao_layer_equals_that_of_the_emulated_one(recipe: str) 
 def test_without_torchao_native_fp8_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("vitfp8.precision.fp8_linear.torchao_version", lambda: None)
+    monkeypatch.setattr("vitfp8.precision.capability.torchao_version", lambda: None)
     has, reason = native_support("tensorwise", "cuda", 64, 64, 64)
     assert not has and "pip install 'vitfp8[fp8]'" in reason
     assert native_support("delayed", "cuda", 64, 64, 64)[0]

@@ -3,8 +3,9 @@
 The door is `prepare`: it gives a model a precision and says what really runs. `PRECISIONS` and `FORMATS` are its tables.
 """
 
+from vitfp8.precision.capability import has_native_products, resolve_device
 from vitfp8.precision.formats import FORMATS, round_to_format
-from vitfp8.precision.policy import PRECISIONS, PreparedPrecision, check_layers, choose_backend, has_native_products, prepare
+from vitfp8.precision.policy import PRECISIONS, PreparedPrecision, check_layers, choose_backend, prepare
 
 __all__ = [
     "FORMATS",
@@ -14,5 +15,6 @@ __all__ = [
     "choose_backend",
     "has_native_products",
     "prepare",
+    "resolve_device",
     "round_to_format",
 ]

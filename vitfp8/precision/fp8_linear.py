@@ -45,7 +45,7 @@ Backends
     (`vitfp8.precision.cpu_quantizer`) and eager PyTorch elsewhere, with the same bits. ``native`` stores the operands in
     FP8 dtypes and calls ``torch._scaled_mm``: NVIDIA hardware with FP8 products, and, for one scale a tensor, PyTorch's
     reference on a CPU, by which the tests compare both. A training uses it for delayed scaling; the recipes that torchao has run
-    natively through torchao (`vitfp8.precision.torchao_layers`). Ask `native_support` first.
+    natively through torchao (`vitfp8.precision.torchao_layers`). Ask `vitfp8.precision.capability.native_support` first.
 
 What was decided against
     Caching the quantised weight between passes: the weights are 2 % of what a step quantises (ViT-Ti, batch 128), and a
@@ -67,9 +67,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vitfp8.params import InputError, suggest
+from vitfp8.precision.capability import NATIVE_CAPABILITY, has_native_products
 from vitfp8.precision.quantizer import AmaxHistory, Quantized, quantize
-from vitfp8.precision.recipes import RECIPES, Cast, Recipe, recipe_named
-from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, torchao_version
+from vitfp8.precision.recipes import Cast, Recipe, recipe_named
 
 Observer = Callable[[str, Tensor, Quantized], None]
 """Called with (operand, high-precision tensor, what it became).
@@ -82,56 +82,6 @@ BASE_FORMATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Base format → dtype of outputs and input gradients."""
 
 BACKENDS = ("emulated", "native")
-
-#: Recipe → the least compute capability of an NVIDIA GPU on which ``torch._scaled_mm`` runs it.
-NATIVE_CAPABILITY: dict[str, tuple[int, int]] = {
-    "tensorwise": (8, 9),
-    "delayed": (8, 9),
-    "rowwise": (8, 9),
-    "rowwise_with_gw_hp": (8, 9),
-}
-
-
-def native_support(
-    recipe: str, device: torch.device | str, in_features: int, out_features: int, tokens: int, *, base_format: str = "bf16"
-) -> tuple[bool, str]:
-    """Whether a linear layer can run a recipe on FP8 hardware, and why not.
-
-    Args:
-        recipe: a key of `vitfp8.precision.recipes.RECIPES`.
-        device: where the layer runs. Asked only if it is a CUDA device.
-        in_features: of the layer.
-        out_features: of the layer.
-        tokens: rows of its input: batch × tokens of an image. The weight gradient sums over them.
-        base_format: ``bf16`` or ``fp32``; finer scales than one a tensor give BF16 results only.
-
-    Returns:
-        (yes or no, the reason in words).
-
-    Raises:
-        InputError: the recipe is unknown.
-    """
-    name = recipe_named(recipe).name
-    device = torch.device(device)
-    if device.type != "cuda":
-        return False, f"{device.type} has no FP8 products"
-    if torch.version.hip is not None:
-        return False, "AMD GPUs are not supported natively (their FP8 formats may be FNUZ)"
-    if name not in NATIVE_CAPABILITY:
-        return False, f"{name} is emulated only: it has no native path here"
-    least = NATIVE_CAPABILITY[name]
-    capability = torch.cuda.get_device_capability(device)
-    if capability < least:
-        has, needs = (".".join(map(str, pair)) for pair in (capability, least))
-        return False, f"compute capability {has}; FP8 products need {needs}"
-    if base_format == "fp32" and not RECIPES[name].one_scale:
-        return False, f"{name} gives BF16 results natively, and the base precision is FP32"
-    if name in TORCHAO_RECIPES and torchao_version() is None:
-        return False, "native FP8 runs through torchao, which is not installed (pip install 'vitfp8[fp8]')"
-    for what, size in (("in_features", in_features), ("out_features", out_features), ("batch × tokens", tokens)):
-        if size % 16:
-            return False, f"{what} {size} is not divisible by 16"
-    return True, f"compute capability {capability[0]}.{capability[1]} has FP8 products"
 
 
 class FP8Linear(nn.Linear):
@@ -429,6 +379,4 @@ def _product_dtype(wanted: str, base_format: str, device: torch.device) -> str:
         return wanted
     if base_format != "bf16" or device.type not in ("cpu", "cuda"):
         return "fp32"
-    from vitfp8.precision.policy import has_native_products  # the policy builds layers, so it imports this module
-
     return "bf16" if has_native_products("bf16", device)[0] else "fp32"

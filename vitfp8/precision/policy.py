@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vitfp8.catalog import PRECISIONS as PRECISION_NAMES
 from vitfp8.params import InputError
-from vitfp8.precision.fp8_linear import BASE_FORMATS, FP8Linear, native_support
+from vitfp8.precision.capability import has_native_products, native_support, set_tf32
+from vitfp8.precision.fp8_linear import BASE_FORMATS, FP8Linear
 from vitfp8.precision.health import HealthSampler
 from vitfp8.precision.layers import Arithmetic, replace_layers
 from vitfp8.precision.recipes import Recipe, recipe_named
@@ -65,65 +66,6 @@ PRECISIONS: Mapping[str, PrecisionRow] = {row.name: row for row in _ROWS}
 assert set(PRECISIONS) == set(PRECISION_NAMES), "vitfp8.catalog and vitfp8.precision name different precisions"
 
 
-# ------------------------------------------------------------------------------------------------ what the machine has
-
-
-def _on_processor(format: str) -> tuple[bool, str]:
-    """Whether this processor multiplies in the format, and how that is known. Honours oneDNN's own ISA limit."""
-    if format == "fp32":
-        return True, "every processor multiplies in FP32"
-    if format == "tf32":
-        return False, "processors have no TF32 products"
-    has = torch.cpu.get_capabilities()
-    onednn = torch.ops.mkldnn
-    if format == "bf16":
-        hardware = [name for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16") if has.get(name)]
-        allowed = bool(onednn._is_mkldnn_bf16_supported())
-    else:
-        hardware = [name for name in ("avx512_fp16", "amx_fp16", "arm_fp16", "fp16") if has.get(name)]
-        allowed = bool(onednn._is_mkldnn_fp16_supported())
-    if hardware and allowed:
-        return True, f"the processor has {format.upper()} products ({', '.join(hardware)})"
-    if hardware:
-        return False, f"{format.upper()} products are switched off in oneDNN (ONEDNN_MAX_CPU_ISA)"
-    return False, f"this processor has no {format.upper()} products"
-
-
-def _on_cuda(format: str, device: torch.device) -> tuple[bool, str]:
-    """Whether this GPU multiplies in the format, by its compute capability."""
-    major, minor = torch.cuda.get_device_capability(device)
-    least = {"fp32": (0, 0), "fp16": (5, 3), "bf16": (8, 0), "tf32": (8, 0)}[format]
-    has = (major, minor) >= least and (torch.version.hip is None or format != "tf32")
-    return has, f"compute capability {major}.{minor}, {format.upper()} products need {least[0]}.{least[1]}"
-
-
-def _on_mps(format: str) -> tuple[bool, str]:
-    """Whether Apple's GPU multiplies in the format."""
-    if format == "bf16":
-        return torch.backends.mps.is_macos_or_newer(14, 0), "BF16 on Apple's GPU needs macOS 14"
-    return format in (
-        "fp32",
-        "fp16",
-    ), f"Apple's GPU {'has' if format in ('fp32', 'fp16') else 'has no'} {format.upper()} products"
-
-
-def has_native_products(format: str, device: torch.device) -> tuple[bool, str]:
-    """Whether `device` multiplies in `format`, and why.
-
-    Args:
-        format: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
-        device: where the model runs.
-
-    Returns:
-        (yes or no, the reason in words).
-    """
-    if device.type == "cuda":
-        return _on_cuda(format, device)
-    if device.type == "mps":
-        return _on_mps(format)
-    return _on_processor(format)
-
-
 def choose_backend(
     requested: str,
     device: torch.device,
@@ -162,32 +104,6 @@ def choose_backend(
     if backend == "native":
         raise InputError(f"backend: 'native': {reason}, so {requested} cannot be native on {device.type}; take backend: auto")
     return "emulated", reason
-
-
-def set_tf32(on: bool) -> dict[str, Any]:
-    """Set every switch that decides whether "FP32" products are FP32, and return them as the record keeps them.
-
-    Args:
-        on: whether TF32 is wanted.
-    """
-    value = "tf32" if on else "ieee"
-    backends: Any = torch.backends  # torch's stubs do not know all of these switches
-    switches = {
-        "torch.backends.cuda.matmul.fp32_precision": backends.cuda.matmul,
-        "torch.backends.cudnn.conv.fp32_precision": backends.cudnn.conv,
-        "torch.backends.mkldnn.matmul.fp32_precision": backends.mkldnn.matmul,
-        "torch.backends.mkldnn.conv.fp32_precision": backends.mkldnn.conv,
-    }
-    for name, switch in switches.items():
-        # oneDNN's "tf32" would mean something else on a processor: there FP32 stays FP32 and TF32 is emulated
-        switch.fp32_precision = value if "cud" in name else "ieee"
-    # sums of half and BF16 products may otherwise be kept in the low format on the way: accumulation is FP32 here
-    backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    return {name: switch.fp32_precision for name, switch in switches.items()} | {
-        "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction": False,
-        "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": False,
-    }
 
 
 # --------------------------------------------------------------------------------------------------------- preparing

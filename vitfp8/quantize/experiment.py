@@ -14,12 +14,12 @@ from torch import Tensor
 
 from vitfp8.checkpoint import file_digest
 from vitfp8.data import check_dataset
-from vitfp8.experiment import device_facts, resolve_device, run_folder_of
+from vitfp8.experiment import device_facts, run_folder_of
 from vitfp8.home import from_home
 from vitfp8.model import create_model
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params import IDENTITY_RULE
-from vitfp8.precision import choose_backend, prepare
+from vitfp8.precision import choose_backend, prepare, resolve_device
 from vitfp8.precision.formats import sqnr
 from vitfp8.quantize.export import load_quantized, save_quantized
 from vitfp8.quantize.schemes import QuantizedWeight, Scheme, block_layers, calibrate, quantized, schemes

@@ -39,6 +39,7 @@ _TRAINING = (
     "experiment.py",
     "model.py",
     "precision/attention.py",
+    "precision/capability.py",
     "precision/cpu_quantizer.py",
     "precision/emulated.py",
     "precision/formats.py",
