@@ -6,11 +6,15 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from vitfp8.catalog import BUNDLES
 from vitfp8.params import Layer, RunParams, read_layer, validate
+
+if TYPE_CHECKING:  # torch is loaded by the tests that need it
+    from vitfp8.experiment import Experiment
 
 # A shell that starts a job in the background makes it ignore Ctrl-C, and children inherit that: tests that send it need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +32,17 @@ def smoke_params() -> Callable[..., RunParams]:
         if not {"precision", "augmentation", *BUNDLES["basic"]}.isdisjoint(overrides):
             overrides = {"variant": "trial", **overrides}
         return validate([*layers, Layer("the test", {"threads": 1, "device": "cpu", **overrides})])
+
+    return make
+
+
+@pytest.fixture
+def prepared(smoke_params: Callable[..., RunParams], tmp_path: Path) -> Callable[..., Experiment]:
+    """An experiment under the smoke preset, ready to train, in a run folder of its own, with overrides."""
+    from vitfp8.experiment import prepare_experiment
+
+    def make(experiment: str = "BaseFP32", folder: str = "run", **overrides: object) -> Experiment:
+        return prepare_experiment(smoke_params(experiment, run_folder=str(tmp_path / folder), **overrides))
 
     return make
 

@@ -22,16 +22,6 @@ from vitfp8.trainer import learning_rate_at
 Make = Callable[..., RunParams]
 
 
-@pytest.fixture
-def prepared(smoke_params: Make, tmp_path: Path) -> Callable[..., Experiment]:
-    """An experiment of seconds, with overrides."""
-
-    def make(experiment: str = "BaseFP32", folder: str = "run", **overrides: object) -> Experiment:
-        return prepare_experiment(smoke_params(experiment, run_folder=str(tmp_path / folder), **overrides))
-
-    return make
-
-
 def run(experiment: Experiment) -> RunRecord:
     """Train to the end and return the record."""
     with RunJournal(experiment.folder, experiment.record(), show=False) as journal:

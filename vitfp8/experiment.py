@@ -6,16 +6,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import shutil
 import statistics
 import sys
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +21,10 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from vitfp8.compilation import decide_compilation
 from vitfp8.data import ImageData, check_dataset, count_classes, load_data
 from vitfp8.home import at_home
+from vitfp8.memory import explain_out_of_memory, keep_freed_memory
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params import IDENTITY_RULE, InputError, Parameters, RunParams
@@ -63,30 +62,19 @@ def set_determinism(params: RunParams, device: torch.device) -> dict[str, Any]:
     if params.threads is not None:
         torch.set_num_threads(params.threads)
     torch.manual_seed(params.seed)
-    torch.use_deterministic_algorithms(params.deterministic, warn_only=device.type != "cpu")
+    # on CUDA an operation that cannot repeat raises: with a warning alone attention would keep a backward pass that does not.
+    # Apple's GPU has operations without a deterministic form, and nothing is promised there.
+    torch.use_deterministic_algorithms(params.deterministic, warn_only=device.type not in ("cpu", "cuda"))
+    # every new tensor would be filled with NaN first: launches that a GPU waits for, and 4 % of an FP8 step on a processor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not params.deterministic
     if not params.deterministic:
         return {"promised": False, "level": "not asked for: deterministic is false"}
     if device.type == "cpu":
         return {"promised": True, "level": "bit-identical on a CPU with the same instruction set, threads and library versions"}
     if device.type == "cuda":
-        return {"promised": False, "level": "deterministic algorithms where CUDA has them; the same GPU model usually repeats"}
+        return {"promised": False, "level": "deterministic algorithms only; unverified: the same GPU model should repeat"}
     return {"promised": False, "level": "the order of sums is not fixed on this device"}
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to reuse large freed blocks instead of returning them to the system; elsewhere nothing happens.
-
-    A training step allocates the same large tensors again and again. Fetched anew each time, their pages cost emulated FP16 about
-    a fifth of its speed. Decides no number.
-    """
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        library.mallopt(mmap_threshold, 2**30)
-        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def who_multiplies(params: RunParams) -> tuple[str, str, str]:
@@ -101,6 +89,25 @@ def who_multiplies(params: RunParams) -> tuple[str, str, str]:
     device = resolve_device(params.device)
     recipe, base = params.fp8_recipe, params.base_precision
     return device.type, *choose_backend(params.precision, device, params.backend, recipe=recipe, base=base)
+
+
+def why_eager(runs: Sequence[RunParams]) -> str | None:
+    """Why the runs of a study are not compiled although some of them could be; None where nothing hinders.
+
+    Times are comparable only between runs that are all compiled or all eager, so one precision that is emulated decides for all.
+
+    Args:
+        runs: of the study; those that state `torch_compile` themselves are not asked.
+
+    Raises:
+        InputError: see `who_multiplies`.
+    """
+    for params in runs:
+        if params.torch_compile == "auto":
+            device, backend, _ = who_multiplies(params)
+            if device == "cuda" and backend == "emulated":
+                return f"{params.precision} of the same study is emulated here"
+    return None
 
 
 def check_experiment(params: RunParams) -> None:
@@ -119,8 +126,7 @@ def check_experiment(params: RunParams) -> None:
             f"powermetrics: true: the run would train {where}, and powermetrics is asked for the power of a Mac's GPU only; "
             "set powermetrics: false"
         )
-    if params.torch_compile:
-        _check_compilation(params, device, backend, reason)
+    decide_compilation(params, torch.device(device), backend, reason)
     model = check_model(params, count_classes(params.dataset, params.data_dir))
     check_layers(
         model,
@@ -136,22 +142,6 @@ def check_experiment(params: RunParams) -> None:
         validation_fraction=params.validation_fraction,
         batch_size=params.batch_size,
     )
-
-
-def _check_compilation(params: RunParams, device: str, backend: str, reason: str) -> None:
-    """Refuse to compile where that would change what is measured, or cannot be done."""
-    if backend == "emulated":
-        # seen with torch 2.14: the compiler takes a conversion to FP16 and back for nothing, and trains in FP32
-        raise InputError(
-            f"torch_compile: true: {params.precision} is emulated here ({reason}), and the compiler removes the rounding; "
-            "set torch_compile: false"
-        )
-    if params.health_every and params.precision not in ("fp32", "tf32"):
-        raise InputError(
-            "torch_compile: true: a compiled model shows no operands, and health_every must change no number; set health_every: 0"
-        )
-    if device == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        raise InputError("torch_compile: true: needs a C++ compiler, and this machine has none; install g++, or set it to false")
 
 
 @dataclass
@@ -257,7 +247,8 @@ class Experiment:
         self.trainer.companion_state = lambda: {"monitor": monitor.state()}
         try:
             outcome = self.trainer.train(epoch_done)
-            tests = self._test() if outcome.status == "completed" else {}
+            with explain_out_of_memory(self.params, self.device):
+                tests = self._test() if outcome.status == "completed" else {}
         finally:
             summary, samples = monitor.stop()
             journal.record.hardware = Hardware(summary=summary, samples=samples)
@@ -398,6 +389,12 @@ def prepare_experiment(params: RunParams) -> Experiment:
     check_experiment(params)
     folder = run_folder_of(params)
     device = resolve_device(params.device)
+    with explain_out_of_memory(params, device):
+        return _prepare(params, device, folder)
+
+
+def _prepare(params: RunParams, device: torch.device, folder: Path) -> Experiment:
+    """`prepare_experiment`, of parameters that can be run."""
     keep_freed_memory()
     determinism = set_determinism(params, device)
     data = data_of(params, device)
@@ -416,7 +413,9 @@ def prepare_experiment(params: RunParams) -> Experiment:
         health_every=params.health_every,
         rows=(params.micro_batch_size or params.batch_size) * facts["tokens"],
     )
-    trainer = ViTTrainer(params, data, model, precision, device=device, folder=folder)
+    compilation = decide_compilation(params, device, precision.report["backend"], precision.report["reason"])
+    precision.report |= compilation.report()
+    trainer = ViTTrainer(params, data, model, precision, device=device, folder=folder, compilation=compilation)
     passed_over = trainer.resume()
     for problem in passed_over:
         warnings.warn(problem, stacklevel=2)  # the notebook shows it, the record keeps it

@@ -141,11 +141,19 @@ def _precision_name(value: object) -> object:
     return value
 
 
+def _flag_or_auto(value: object) -> object:
+    """Accept true, false and ``auto``, and nothing that Python takes for one of them."""
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise ValueError("auto, true or false is expected")
+
+
 _Int = Annotated[int, BeforeValidator(_whole_number), Field(strict=True)]
 _Float = Annotated[float, BeforeValidator(_real_number), Field(strict=True, allow_inf_nan=False)]
 _Text = Annotated[str, Field(strict=True, max_length=4000)]
 _Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=80)]
 _Flag = Annotated[bool, Field(strict=True)]
+_Choice = Annotated[bool | Literal["auto"], BeforeValidator(_flag_or_auto)]
 
 
 @dataclass(frozen=True)
@@ -156,10 +164,16 @@ class About:
         decides: whether it can change a run's numbers; only such fields make the identity of a run.
         neutral: for a field that was added after the first release: the value that means "as before". Identities leave the
             field out while it has this value, so that older records keep theirs.
+        also_neutral: values that came later and leave numbers as `neutral` does.
     """
 
     decides: bool = True
     neutral: object = ...
+    also_neutral: tuple[object, ...] = ()
+
+    def is_neutral(self, value: object) -> bool:
+        """Whether identities leave the field out while it has this value."""
+        return (self.neutral is not ... and self.neutral == value) or value in self.also_neutral
 
 
 _PLACE = About(decides=False)
@@ -280,8 +294,11 @@ class RunParams(Parameters):
         description="processor threads; they decide the order of sums; null: as many as torch chooses"
     )
     deterministic: Annotated[_Flag, About()] = Field(description="only algorithms whose result repeats bit by bit")
-    torch_compile: Annotated[_Flag, About(neutral=False)] = Field(
-        description="compile the model with torch.compile; on a processor that seldom pays"
+    torch_compile: Annotated[_Choice, About(neutral=False, also_neutral=("auto",))] = Field(
+        description="auto: compiled on CUDA where every precision of the study is native; true; false"
+    )
+    cuda_graphs: Annotated[_Flag, About(neutral=False)] = Field(
+        description="on CUDA, compiled: record the kernels of a step once and replay them; for small models"
     )
 
     # Records
@@ -410,7 +427,7 @@ def identity_of(kind: type[Parameters], values: Mapping[str, Any], rule: int = I
     return {
         key: value
         for key, value in values.items()
-        if notes[key].decides and key not in unused and not (notes[key].neutral is not ... and notes[key].neutral == value)
+        if notes[key].decides and key not in unused and not notes[key].is_neutral(value)
     }
 
 

@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
+from vitfp8.compilation import Compilation, compile_model, timed
 from vitfp8.data import ImageData, TrainBatches, eval_batches
+from vitfp8.memory import explain_out_of_memory, peaks, start_peaks
 from vitfp8.model import decay_groups, started_from
 from vitfp8.params import InputError, RunParams
 from vitfp8.precision import PreparedPrecision
@@ -134,8 +136,10 @@ class ViTTrainer:
         precision: what `vitfp8.precision.prepare` returned.
         device: where it trains.
         folder: run folder for checkpoints; None: nothing is saved.
+        compilation: whether the model is compiled; None: it is not.
 
     Attributes:
+        compile_seconds: what compiling took beyond one run of what was compiled; None: nothing was compiled yet.
         companion_state: gives what else a checkpoint shall hold: what a monitor has measured so far.
         companion_loaded: what the checkpoint held of it from which this training continues.
     """
@@ -149,14 +153,15 @@ class ViTTrainer:
         *,
         device: torch.device,
         folder: Path | None = None,
+        compilation: Compilation | None = None,
     ) -> None:
         self.params = params
         self.data = data
         self.model = model
+        self.compilation = compilation or Compilation()
         # beside the model, not instead of it: names in checkpoints stay the model's own
-        self.network: Callable[[Tensor], Tensor] = torch.compile(model) if params.torch_compile else model
+        self.network = compile_model(model, self.compilation)
         self.compile_seconds: float | None = None
-        self._first_steps: list[float] = []
         self.precision = precision
         self.device = device
         self.folder = folder
@@ -197,8 +202,10 @@ class ViTTrainer:
         Raises:
             InputError: out of memory (it names the size to try), or a checkpoint could not be written.
         """
-        with self._stoppable():
+        with self._stoppable(), explain_out_of_memory(self.params, self.device):
             try:
+                if self.compilation.on and self.epoch < self.params.epochs:
+                    self._compile_ahead()
                 while self.epoch < self.params.epochs:
                     self.train_epoch()
                     if self._stop.is_set():
@@ -209,10 +216,6 @@ class ViTTrainer:
                         on_epoch(row)
             except DivergenceError as divergence:
                 return Outcome("diverged", str(divergence))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                raise InputError(self._memory_advice()) from None
         return Outcome("completed")
 
     def train_epoch(self) -> None:
@@ -222,13 +225,14 @@ class ViTTrainer:
             DivergenceError: the loss is not finite, or the loss scale collapsed.
         """
         self.model.train()
+        start_peaks(self.device)
         if self.step_in_epoch == 0:
             self.sums = EpochSums(skipped=self.precision.skipped_steps() or 0)
         look_every = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
         started = time.perf_counter()
         unseen = self.step_in_epoch
         for images, labels, _ in self.batches.epoch(self.epoch, self.step_in_epoch):
-            self._step_and_time_compilation(images, labels)
+            self.train_step(images, labels)
             self.step_in_epoch += 1
             if self.step_in_epoch - unseen >= look_every or self.step_in_epoch == len(self.batches):
                 self._look_at_losses(unseen)
@@ -243,18 +247,42 @@ class ViTTrainer:
         self._synchronize()
         self.sums.seconds += time.perf_counter() - started
 
-    def _step_and_time_compilation(self, images: Tensor, labels: Tensor) -> None:
-        """A step; of a compiled model the first two are timed, since the first one compiles."""
-        if not self.params.torch_compile or len(self._first_steps) == 2:
-            self.train_step(images, labels)
-            return
-        self._synchronize()
-        started = time.perf_counter()
-        self.train_step(images, labels)
-        self._synchronize()
-        self._first_steps.append(time.perf_counter() - started)
-        if len(self._first_steps) == 2:
-            self.compile_seconds = max(self._first_steps[0] - self._first_steps[1], 0.0)
+    def _compile_ahead(self) -> None:
+        """Compile everything that the epochs call, before the first one: its time is no training's, and enters no throughput.
+
+        What is compiled runs once on images of the training and leaves no trace: gradients are discarded, and buffers and random
+        generators are put back.
+        """
+        size = self.params.micro_batch_size or self.params.batch_size
+        images = next(iter(eval_batches(self.data, "train_clean", size)))[0]
+        images = torch.cat([images] * -(-size // len(images)))[:size]
+
+        def training_pass() -> None:
+            self.precision.backward(self.network(images).float().mean())
+
+        def evaluation_pass() -> None:
+            with torch.no_grad():
+                self.network(images)
+
+        self.compile_seconds = 0.0
+        with self._without_trace():
+            for mode, action in ((True, training_pass), (False, evaluation_pass)):
+                self.model.train(mode)
+                first, second = (timed(action, self._synchronize) for _ in range(2))
+                self.compile_seconds += max(first - second, 0.0)
+
+    @contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """What happens inside leaves parameters' gradients, buffers (delayed scaling's) and random generators as they were."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        random_state = _random_state(self.device)
+        try:
+            yield
+        finally:
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+            _set_random_state(random_state, self.device)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _checkpoint_is_due(self) -> bool:
         """Whether `checkpoint_minutes` have passed since the last checkpoint, by a clock that never jumps."""
@@ -269,16 +297,14 @@ class ViTTrainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        size = self.params.micro_batch_size or len(images)
-        loss_sum = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        with self.precision.health.watching(step):
-            for part, truth in zip(images.split(size), labels.split(size), strict=True):
-                logits = self.network(part).float()
-                loss = F.cross_entropy(logits, truth, label_smoothing=self.params.label_smoothing, reduction="sum")
-                self.precision.backward(loss / len(images))
-                loss_sum += loss.detach()
-                correct += (logits.detach().argmax(dim=1) == truth).sum()
+        if self.compilation.on and self.precision.health.is_due(step):
+            # compiled, the model shows no operands: they are watched in a pass of their own, which decides no number
+            with self._without_trace(), self.precision.health.watching(step):
+                self._forward_and_backward(self.model, images, labels)
+            loss_sum, correct = self._forward_and_backward(self.network, images, labels)
+        else:
+            with self.precision.health.watching(step):
+                loss_sum, correct = self._forward_and_backward(self.network, images, labels)
         norm = self.precision.step(self.optimizer, self.model.parameters(), self.params.gradient_clip)
         self.optimizer.zero_grad(set_to_none=True)
         self.sums.losses.append(loss_sum)
@@ -287,6 +313,19 @@ class ViTTrainer:
         if (scale := self.precision.loss_scale_tensor()) is not None:
             self.sums.scales.append(scale)
         self.sums.images += len(images)
+
+    def _forward_and_backward(self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss, accumulated over micro-batches; returns the sum of the losses and the correct images."""
+        size = self.params.micro_batch_size or len(images)
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        for part, truth in zip(images.split(size), labels.split(size), strict=True):
+            logits = network(part).float()
+            loss = F.cross_entropy(logits, truth, label_smoothing=self.params.label_smoothing, reduction="sum")
+            self.precision.backward(loss / len(images))
+            loss_sum += loss.detach()
+            correct += (logits.detach().argmax(dim=1) == truth).sum()
+        return loss_sum, correct
 
     def _look_at_losses(self, first: int) -> None:
         """Raise `DivergenceError` for the first step from `first` on whose loss is not finite, or for a collapsed loss scale."""
@@ -304,7 +343,7 @@ class ViTTrainer:
         sums, started = self.sums, time.perf_counter()
         validation = self.validate("validation")
         clean = self.validate("train_clean")
-        norms = torch.stack(sums.norms).double().cpu()
+        norms = torch.stack(sums.norms).cpu().double()  # in this order: Apple's GPU has no float64
         self.steps_trace["grad_norm"] += [float(f"{norm:.6g}") for norm in norms.tolist()]
         if sums.scales:
             self.steps_trace["loss_scale"] += torch.stack(sums.scales).cpu().tolist()
@@ -324,6 +363,7 @@ class ViTTrainer:
             "grad_norm": float(norms.mean()) if len(norms) else None,
             "loss_scale": self.precision.loss_scale(),
             "skipped_steps": None if skipped is None else skipped - sums.skipped,
+            **peaks(self.device),
         }
         row["epoch_seconds"] = sums.seconds + time.perf_counter() - started  # of all attempts at this epoch
         self.history.append(row)
@@ -353,7 +393,7 @@ class ViTTrainer:
         size = self.params.micro_batch_size or self.params.batch_size
         losses, predicted, truths = [], [], []
         for images, labels in eval_batches(self.data, split, size):
-            logits = self.network(images).float()
+            logits = self._evaluate(images, size).float()
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
             predicted.append(logits.argmax(dim=1))
             truths.append(labels)
@@ -364,6 +404,13 @@ class ViTTrainer:
             predictions=prediction.tolist(),
             labels=truth.tolist(),
         )
+
+    def _evaluate(self, images: Tensor, size: int) -> Tensor:
+        """Logits of up to `size` images. A compiled model knows one batch size: a smaller last batch is padded and cut."""
+        if not self.compilation.on or len(images) == size:
+            return self.network(images)
+        padding = images.new_zeros(size - len(images), *images.shape[1:])
+        return self.network(torch.cat([images, padding]))[: len(images)]
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -525,20 +572,6 @@ class ViTTrainer:
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
-
-    def _memory_advice(self) -> str:
-        """One line that names the size to try after memory ran out."""
-        size = self.params.micro_batch_size or self.params.batch_size
-        smaller = next((n for n in range(size // 2, 0, -1) if self.params.batch_size % n == 0), None)
-        if smaller is None:
-            return f"micro_batch_size: {size}: the {self.device.type} is out of memory with single images; take a smaller model"
-        return f"micro_batch_size: {size}: the {self.device.type} is out of memory; try micro_batch_size: {smaller}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether a RuntimeError says that memory ran out: CUDA has its own class, CPU and MPS only words."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The door is `prepare`: it gives a model a precision and says what really runs. `PRECISIONS` and `FORMATS` are its tables.
 """
 
-from vitfp8.precision.capability import has_native_products, resolve_device
+from vitfp8.precision.capability import compiler_for, has_native_products, resolve_device
 from vitfp8.precision.formats import FORMATS, round_to_format
 from vitfp8.precision.policy import PRECISIONS, PreparedPrecision, check_layers, choose_backend, prepare
 
@@ -13,6 +13,7 @@ __all__ = [
     "PreparedPrecision",
     "check_layers",
     "choose_backend",
+    "compiler_for",
     "has_native_products",
     "prepare",
     "resolve_device",

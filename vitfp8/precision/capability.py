@@ -5,6 +5,8 @@ Every answer comes with its reason in words, for the record and for whoever asks
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Any
 
 import torch
@@ -162,3 +164,14 @@ def set_tf32(on: bool) -> dict[str, Any]:
         "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction": False,
         "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": False,
     }
+
+
+def compiler_for(device: torch.device) -> tuple[bool, str]:
+    """Whether torch.compile can work on a device, and the reason: it needs a compiler for the host, and Triton on CUDA.
+
+    Args:
+        device: where the model runs.
+    """
+    if os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"):
+        return True, "there is a C++ compiler"
+    return False, "needs a C++ compiler, and this machine has none; install g++"

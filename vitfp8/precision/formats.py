@@ -279,7 +279,7 @@ def sqnr(reference: Tensor, approximation: Tensor) -> Tensor:
     Returns:
         A zero-dimensional tensor on the same device: ``inf`` when both are equal, NaN when either holds a NaN.
     """
-    dtype = torch.float32 if reference.device.type == "mps" else torch.float64
+    dtype = torch.float64 if reference.device.type in ("cpu", "cuda") else torch.float32  # Apple's GPU has no float64
     signal = reference.detach().to(dtype)
     noise = signal - approximation.detach().to(dtype)
     return 20 * torch.log10(torch.linalg.vector_norm(signal) / torch.linalg.vector_norm(noise))

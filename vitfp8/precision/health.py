@@ -62,7 +62,12 @@ def measure(tensor: Tensor, format: str, scale: Tensor | float = 1.0, *, saturat
     x = whole.float()
     rounded, counts = round_and_count(x * scale, format, saturate)
     finite = torch.where(rounded.isfinite(), rounded, torch.zeros_like(rounded)) / scale
-    scales = scale.detach().float().flatten().median() if isinstance(scale, Tensor) else torch.tensor(float(scale))
+    # made on the device: a number that is copied there one by one makes a sampled step wait
+    scales = (
+        scale.detach().float().flatten().median()
+        if isinstance(scale, Tensor)
+        else torch.full((), float(scale), device=whole.device)
+    )
     total = max(counts.total, 1)
     values = (counts.underflow / total, counts.saturated / total, nonfinite, amax, sqnr(x, finite), scales)
     return torch.stack([value.to(x.device, torch.float32) for value in values])
@@ -92,6 +97,14 @@ class HealthSampler:
         self._stride = 1
         self._samples: list[tuple[int, int, int, Tensor | tuple[float, ...]]] = []
 
+    def is_due(self, step: int) -> bool:
+        """Whether a step is to be sampled.
+
+        Args:
+            step: of the whole training, from 0.
+        """
+        return bool(self.every and self.layers) and step % (self.every * self._stride) == 0
+
     @contextmanager
     def watching(self, step: int) -> Iterator[None]:
         """Sample what happens inside, if `step` is to be sampled.
@@ -99,7 +112,7 @@ class HealthSampler:
         Args:
             step: of the whole training, from 0.
         """
-        if not self.every or not self.layers or step % (self.every * self._stride):
+        if not self.is_due(step):
             yield
             return
         handles: list[Any] = []

@@ -21,6 +21,7 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 
 from vitfp8.precision import attention, emulated
 
@@ -173,3 +174,28 @@ def replace_layers(model: nn.Module, arithmetic: Arithmetic, *, only: set[type[n
         module.arithmetic = arithmetic
         replaced.append(name)
     return replaced
+
+
+def attention_kernel(model: nn.Module, arithmetic: Arithmetic, device: torch.device) -> str | None:
+    """What computes attention, for the record: ``written out`` (see `vitfp8.precision.attention`), or the kernel torch chooses.
+
+    Asked with the switches as they are now: determinism excludes some kernels.
+
+    Args:
+        model: its layers replaced.
+        arithmetic: of its layers.
+        device: where it runs.
+
+    Returns:
+        In lower case, e.g. ``flash_attention``; None where the model has no such attention or torch does not say.
+    """
+    layer = next((module for module in model.modules() if isinstance(module, PreciseAttention)), None)
+    if layer is None:
+        return None
+    if arithmetic.writes_attention_out(device, layer.attn_drop.p):
+        return "written out"
+    if device.type != "cuda":
+        return None
+    shape = (1, layer.num_heads, 16, layer.head_dim)
+    query, key, value = (torch.zeros(shape, dtype=arithmetic.dtype, device=device, requires_grad=True) for _ in range(3))
+    return SDPBackend(torch._fused_sdp_choice(query, key, value)).name.lower()

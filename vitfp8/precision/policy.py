@@ -18,7 +18,7 @@ from vitfp8.params import InputError
 from vitfp8.precision.capability import has_native_products, native_support, set_tf32
 from vitfp8.precision.fp8_linear import BASE_FORMATS, FP8Linear
 from vitfp8.precision.health import HealthSampler
-from vitfp8.precision.layers import Arithmetic, replace_layers
+from vitfp8.precision.layers import Arithmetic, attention_kernel, replace_layers
 from vitfp8.precision.recipes import Recipe, recipe_named
 from vitfp8.precision.rows import layer_rows, products_of
 from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, convert_with_torchao, torchao_version
@@ -299,6 +299,7 @@ def prepare(
         "evaluation": f"{row.format}, as in training",
         "loss_scaling": "dynamic" if row.loss_scaling else None,
         "switches": switches,
+        "attention": attention_kernel(model, arithmetic, device),
         "layers": layer_rows(model, row.format, arithmetic, products),
     }
     scaler = None

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from vitfp8.data import ImageData, eval_batches
 from vitfp8.data.batches import augmentation_of
 from vitfp8.data.draws import fixed_order
-from vitfp8.experiment import data_of, keep_freed_memory, set_determinism
+from vitfp8.experiment import data_of, set_determinism
 from vitfp8.home import at_home, run_command
+from vitfp8.memory import keep_freed_memory
 from vitfp8.model import model_facts
 from vitfp8.params import InputError, RunParams
 from vitfp8.precision import PreparedPrecision, prepare, resolve_device

@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CODE_DIGEST_RULE = 2
 
 _TRAINING = (
+    "compilation.py",
     "data/augment.py",
     "data/batches.py",
     "data/datasets.py",
@@ -78,6 +79,7 @@ DECIDING_NOTHING: Mapping[str, str] = MappingProxyType(
         "checkpoint.py": "gives back exactly what the trainer saved, or refuses",
         "home.py": "says where files of a study are",
         "data/__init__.py": "only names what other modules define",
+        "memory.py": "keeps and counts memory; training reads none of it",
         "monitor/": "measures the machine; training reads none of it",
         "params.py": "gives values, which stand in the record and have a digest of their own",
         "precision/__init__.py": "only names what other modules define",

@@ -100,6 +100,8 @@ class EpochRow(_Part):
         grad_norm: mean gradient norm before clipping over the steps that were not skipped.
         loss_scale: of FP16 at the epoch's end; None without loss scaling.
         skipped_steps: optimizer steps skipped in this epoch because a gradient overflowed.
+        peak_allocated_bytes: largest size of all tensors on a CUDA device in this epoch; None elsewhere.
+        peak_reserved_bytes: the most that torch's allocator held there.
     """
 
     epoch: Annotated[int, Field(ge=0, lt=2**31)]
@@ -116,6 +118,8 @@ class EpochRow(_Part):
     grad_norm: float | None = None
     loss_scale: float | None = None
     skipped_steps: _Count = None
+    peak_allocated_bytes: _Amount = None
+    peak_reserved_bytes: _Amount = None
 
 
 #: The columns of an epoch that a repeat on the same machine must reproduce bit by bit; the others are time.
@@ -153,6 +157,10 @@ class Precision(_Part):
         base: format that everything outside the FP8 products follows.
         base_backend: who multiplies there.
         switches: global switches that decide what "FP32" is, e.g. TF32.
+        attention: what computes attention: ``written out``, or the fused kernel that torch chose; None: not known.
+        compiled: whether torch.compile compiled the model; None in records from before it was decided.
+        compile_reason: why, or why not.
+        cuda_graphs: whether kernels were recorded once and replayed.
         layers: one row a layer with products.
     """
 
@@ -167,6 +175,10 @@ class Precision(_Part):
     base: str | None = None
     base_backend: str | None = None
     switches: dict[str, Any] = Field(default_factory=dict)
+    attention: str | None = None
+    compiled: bool | None = None
+    compile_reason: str | None = None
+    cuda_graphs: bool | None = None
     layers: list[LayerPrecision] = Field(default_factory=list)
 
 
@@ -175,7 +187,7 @@ class Metrics(_Part):
 
     ``test_acc`` is the primary endpoint: the last epoch's weights. ``best_test_acc`` has the weights of the best validation
     epoch. The generalisation gap is `final_train_acc` − `final_val_acc`, the former on the clean subset. ``compile_seconds`` is
-    what the first training step of a compiled model took beyond the second; it enters no throughput.
+    what compiling a model took, before the first epoch; it enters no throughput.
     ``epoch_seconds_*`` leave the first epoch out where there are more; ``q1`` and ``q3`` are quartiles.
     """
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import papermill
@@ -252,6 +253,7 @@ def execute(
     signals: Signals | None = None,
     timeout: float | None = None,
     while_waiting: Callable[[], None] | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Execution:
     """Execute a notebook with papermill in a kernel of the running interpreter.
 
@@ -264,15 +266,18 @@ def execute(
         signals: of whoever listens already; None: listened to while it executes.
         timeout: seconds after which the kernel is interrupted, so that a training saves a checkpoint; None: never.
         while_waiting: called about twice a second meanwhile, in the caller's thread.
+        variables: of the kernel's environment, beside the caller's.
     """
     if signals is None:
         with listening() as heard:
-            return execute(notebook, output, parameters, signals=heard, timeout=timeout, while_waiting=while_waiting)
+            return execute(
+                notebook, output, parameters, signals=heard, timeout=timeout, while_waiting=while_waiting, variables=variables
+            )
     # under the output's own path: of two handlers for "local" papermill takes the one that was there first
     papermill_io.register(str(output), _AtomicHandler())
     signals.begin()
     failure: list[BaseException] = []
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1", **variables}
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     environment.pop("JPY_SESSION_NAME", None)  # nobody watches a batch, even one that was started in JupyterLab
 

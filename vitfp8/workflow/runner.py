@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -23,6 +23,7 @@ from vitfp8.record import (
     append_to_run_log,
     is_live,
     is_locked,
+    load_records,
     now,
     read_record,
     record_from_journal,
@@ -107,6 +108,7 @@ def run_batch(
         if run.action == "keep":
             batch.results[run.output] = _result(run, note=run.why)
     idle = read_heat() if cooldown else Heat()
+    variables = _variables(batch.planned)
     executed = False
     with listening() as signals:
         for run in [run for run in batch.planned if run.action != "keep"]:
@@ -118,7 +120,7 @@ def run_batch(
                 batch.current, batch.message = run, ""
                 batch.attempts[run.output] = attempt + 1
                 on_change(batch)
-                result, executed = _execute_run(run, batch, signals, timeout=timeout, on_change=on_change)
+                result, executed = _execute_run(run, batch, signals, timeout=timeout, on_change=on_change, variables=variables)
                 batch.results[run.output] = result
                 batch.current = None
                 on_change(batch)
@@ -130,20 +132,43 @@ def run_batch(
     return batch
 
 
+def _variables(planned: Sequence[PlannedRun]) -> dict[str, str]:
+    """What a kernel must know of the other runs of its study: whether one of them keeps all from being compiled."""
+    from vitfp8.compilation import STUDY_RUNS_EAGERLY
+    from vitfp8.experiment import resolve_device, why_eager
+
+    runs = [run.params for run in planned if isinstance(run.params, RunParams) and run.params.torch_compile == "auto"]
+    if not any(resolve_device(params.device).type == "cuda" for params in runs):
+        return {}
+    reason = why_eager(runs)
+    for folder in {run.output.parent for run in planned} if reason is None else ():
+        for _, record in load_records(folder)[0]:
+            made_on = record.provenance.get("device_type")
+            if record.precision is not None and record.precision.backend == "emulated" and made_on == "cuda":
+                reason = f"{record.precision.requested} of the same study was emulated"
+    return {STUDY_RUNS_EAGERLY: reason} if reason else {}
+
+
 def _cannot_get_better(result: RunResult) -> bool:
     """Whether trying a failed run again is no use: its input was refused."""
     return result.note.startswith("InputError")
 
 
 def _execute_run(
-    planned: PlannedRun, batch: Batch, signals: Signals, *, timeout: float | None, on_change: Callable[[Batch], None]
+    planned: PlannedRun,
+    batch: Batch,
+    signals: Signals,
+    *,
+    timeout: float | None,
+    on_change: Callable[[Batch], None],
+    variables: Mapping[str, str],
 ) -> tuple[RunResult, bool]:
     """Execute one run; its result, and whether a kernel was started. What cannot be written fails this run alone."""
     try:
         with _lock(planned) as held:
             if not held:
                 return _result(planned, status="running", note="another command is running it"), False
-            return _execute_locked(planned, batch, signals, timeout=timeout, on_change=on_change)
+            return _execute_locked(planned, batch, signals, timeout=timeout, on_change=on_change, variables=variables)
     except JournalError as error:
         return _result(planned, status="failed", note=str(error)), True
     except OSError as error:
@@ -153,7 +178,13 @@ def _execute_run(
 
 
 def _execute_locked(
-    planned: PlannedRun, batch: Batch, signals: Signals, *, timeout: float | None, on_change: Callable[[Batch], None]
+    planned: PlannedRun,
+    batch: Batch,
+    signals: Signals,
+    *,
+    timeout: float | None,
+    on_change: Callable[[Batch], None],
+    variables: Mapping[str, str],
 ) -> tuple[RunResult, bool]:
     """The same while the run's lock is ours."""
 
@@ -193,6 +224,7 @@ def _execute_locked(
         signals=signals,
         timeout=timeout,
         while_waiting=lambda: on_change(batch),
+        variables=variables,
     )
     _write_down(planned, ended, timeout)
     result = _result(planned, note=ended.error or "")

@@ -1,0 +1,163 @@
+"""Compiling a model: when it is done, that it alters no rounding, and that watching numeric health decides no number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitfp8 import compilation
+from vitfp8 import experiment as experiment_module
+from vitfp8.compilation import STUDY_RUNS_EAGERLY, Compilation, compile_model, decide_compilation
+from vitfp8.experiment import Experiment, why_eager
+from vitfp8.params import InputError, RunParams
+
+Make = Callable[..., RunParams]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "backend", "told", "compiler", "on", "words"),
+    [
+        ("auto", CPU, "native", {}, True, False, "compiles on CUDA only"),
+        ("auto", CUDA, "native", {}, True, True, "the device is CUDA"),
+        ("auto", CUDA, "emulated", {}, True, False, "emulated here"),
+        ("auto", CUDA, "native", {STUDY_RUNS_EAGERLY: "fp8 is emulated"}, True, False, "fp8 is emulated"),
+        ("auto", CUDA, "native", {}, False, False, "no compiler"),
+        (False, CUDA, "native", {}, True, False, "torch_compile is false"),
+        (True, CUDA, "native", {STUDY_RUNS_EAGERLY: "fp8 is emulated"}, True, True, "torch_compile is true"),
+        (True, CPU, "native", {}, True, True, "torch_compile is true"),
+    ],
+)
+def test_what_is_compiled_and_why(
+    smoke_params: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: bool | str,
+    device: torch.device,
+    backend: str,
+    told: dict[str, str],
+    compiler: bool,
+    on: bool,
+    words: str,
+) -> None:
+    monkeypatch.setattr(compilation, "compiler_for", lambda device: (compiler, "there is no compiler"))
+    found = decide_compilation(smoke_params(torch_compile=asked), device, backend, "why", told)
+    assert found.on is on and words in found.reason
+
+
+def test_cuda_graphs_need_a_model_that_is_compiled_on_cuda(smoke_params: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "compiler_for", lambda device: (True, ""))
+    with_graphs = smoke_params(cuda_graphs=True)
+    assert decide_compilation(with_graphs, CUDA, "native", "", {}) == Compilation(
+        True, "torch_compile is auto, and the device is CUDA", True
+    )
+    for params, device in ((with_graphs, CPU), (smoke_params(cuda_graphs=True, torch_compile=False), CUDA)):
+        with pytest.raises(InputError, match="cuda_graphs: true: needs a model that is compiled on CUDA"):
+            decide_compilation(params, device, "native", "", {})
+
+
+def test_one_emulated_precision_makes_a_study_eager(smoke_params: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"fp32": "native", "bf16": "native", "fp8": "emulated"}
+    monkeypatch.setattr(experiment_module, "who_multiplies", lambda params: ("cuda", answers[params.precision], ""))
+    native = [smoke_params("BaseFP32"), smoke_params("BaseBF16")]
+    assert why_eager(native) is None
+    assert why_eager([*native, smoke_params("BaseFP8")]) == "fp8 of the same study is emulated here"
+    assert why_eager([*native, smoke_params("BaseFP8", torch_compile=False)]) is None
+    monkeypatch.setattr(experiment_module, "who_multiplies", lambda params: ("cpu", answers[params.precision], ""))
+    assert why_eager([*native, smoke_params("BaseFP8")]) is None
+
+
+def test_auto_and_false_are_one_identity(smoke_params: Make) -> None:
+    auto, never, always = (smoke_params(torch_compile=value) for value in ("auto", False, True))
+    assert auto.digest == never.digest == smoke_params().digest != always.digest
+    assert auto.digest_under(1) == never.digest_under(1)
+    assert "cuda_graphs" not in auto.identity() and smoke_params(cuda_graphs=True).digest != auto.digest
+
+
+@pytest.mark.parametrize("value", ["yes", 1, "Auto", None])
+def test_anything_but_auto_true_and_false_is_refused(smoke_params: Make, value: object) -> None:
+    with pytest.raises(InputError, match="torch_compile.*auto, true or false"):
+        smoke_params(torch_compile=value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_compiled_model_rounds_wherever_an_eager_one_does(dtype: torch.dtype) -> None:
+    class Chain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * x + x) * x
+
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(compile_model(Chain(), Compilation(True))(x), Chain()(x))
+    torch.compiler.reset()
+    fused = torch.compile(Chain())(x)  # what the option is for: left alone, the compiler keeps more bits in between
+    assert not torch.equal(fused, Chain()(x))
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Models are traced and not built; the batches that each compiled model was called with."""
+    shapes: list[torch.Size] = []
+
+    def compile_(model: nn.Module, compilation: Compilation) -> Callable[[Tensor], Tensor]:
+        network = torch.compile(model, backend="aot_eager", dynamic=False) if compilation.on else model
+
+        def call(images: Tensor) -> Tensor:
+            shapes.append(images.shape)
+            return network(images)
+
+        return call
+
+    monkeypatch.setattr("vitfp8.trainer.compile_model", compile_)
+    torch.compiler.reset()
+    return shapes
+
+
+def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BF16 is native on this processor, whatever it has: torch multiplies in it anywhere, only slowly."""
+    for place in ("policy", "capability"):
+        monkeypatch.setattr(f"vitfp8.precision.{place}.has_native_products", lambda format, device: (True, "as the test says"))
+
+
+def test_health_decides_no_bit_of_a_compiled_training(
+    prepared: Callable[..., Experiment], traced: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native_bf16(monkeypatch)
+    weights, reports = [], []
+    for every in (0, 3):
+        experiment = prepared(
+            "BaseBF16", folder=f"every{every}", epochs=1, depth=1, torch_compile=True, health_every=every, batch_size=256
+        )
+        experiment.trainer.train()
+        weights.append(experiment.model.state_dict())
+        reports.append(experiment.trainer.health_report())
+        assert experiment.precision.report["compiled"] is True
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert "samples" not in reports[0]
+    steps = len(prepared("BaseBF16", folder="count", epochs=1, depth=1, batch_size=256).trainer.batches)
+    assert sorted(set(reports[1]["samples"]["step"])) == [step + 1 for step in range(0, steps, 3)]
+    assert set(reports[1]["samples"]["operand"]) == {0, 1, 2}
+
+
+def test_a_compiled_model_sees_one_batch_size_and_compiling_leaves_no_trace(
+    prepared: Callable[..., Experiment], traced: list[torch.Size]
+) -> None:
+    eager = prepared(folder="eager", epochs=1, depth=1, batch_size=100)
+    eager.trainer.train()
+    seen = set(traced)
+    traced.clear()
+    compiled = prepared(folder="compiled", epochs=1, depth=1, batch_size=100, torch_compile=True)
+    compiled.trainer.train()
+    assert len(seen) > 1 and {shape[0] for shape in traced} == {100}
+    assert compiled.trainer.compile_seconds is not None and compiled.trainer.compile_seconds > 0
+    assert eager.trainer.compile_seconds is None
+    for key in ("train_loss", "val_acc", "clean_train_loss"):
+        assert compiled.trainer.history[0][key] == pytest.approx(eager.trainer.history[0][key], rel=1e-5)
+
+
+def test_a_record_says_what_ran(prepared: Callable[..., Experiment]) -> None:
+    precision = prepared(torch_compile="auto", device="cpu").record().precision
+    assert precision is not None
+    assert (precision.compiled, precision.cuda_graphs, precision.attention) == (False, False, "written out")
+    assert precision.compile_reason == "torch_compile is auto, which compiles on CUDA only"
