@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.analysis.records import make_record, write_notebook
 from vitfp8 import compilation
 from vitfp8 import experiment as experiment_module
 from vitfp8.compilation import STUDY_RUNS_EAGERLY, Compilation, compile_model, decide_compilation
 from vitfp8.experiment import Experiment, why_eager
 from vitfp8.params import InputError, RunParams
+from vitfp8.workflow.execution import execute
+from vitfp8.workflow.plan import PlannedRun
+from vitfp8.workflow.runner import study_variables
 
 Make = Callable[..., RunParams]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -161,3 +167,37 @@ def test_a_record_says_what_ran(prepared: Callable[..., Experiment]) -> None:
     assert precision is not None
     assert (precision.compiled, precision.cuda_graphs, precision.attention) == (False, False, "written out")
     assert precision.compile_reason == "torch_compile is auto, which compiles on CUDA only"
+
+
+def test_the_kernels_of_a_study_are_told_that_one_precision_is_emulated(
+    smoke_params: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(*experiments: str) -> list[PlannedRun]:
+        runs = [smoke_params(name, device="auto") for name in experiments]
+        return [
+            PlannedRun(params=p, injected={}, notebook=tmp_path, output=tmp_path / f"{p.run_name}.ipynb", action="run", why="")
+            for p in runs
+        ]
+
+    native, mixed = planned("BaseFP32"), planned("BaseFP32", "BaseFP8")
+    assert study_variables(mixed) == {}, "on a processor nothing is compiled unless it is asked for"
+    monkeypatch.setattr(experiment_module, "resolve_device", lambda name: CUDA)
+    monkeypatch.setattr(
+        experiment_module, "who_multiplies", lambda p: ("cuda", "emulated" if p.precision == "fp8" else "native", "")
+    )
+    assert study_variables(native) == {}
+    assert study_variables(mixed) == {STUDY_RUNS_EAGERLY: "fp8 of the same study is emulated here"}
+    earlier = make_record("BaseFP8")
+    assert earlier.precision is not None
+    earlier.precision.backend, earlier.precision.requested = "emulated", "fp8"
+    earlier.provenance["device_type"] = "cuda"
+    write_notebook(earlier, tmp_path / "BaseFP8-s7.ipynb")
+    assert study_variables(native) == {STUDY_RUNS_EAGERLY: "fp8 of the same study was emulated"}
+
+
+def test_a_kernel_sees_what_it_is_told(tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell(f"import os; print(os.environ[{STUDY_RUNS_EAGERLY!r}])")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "cell.ipynb")
+    execute(tmp_path / "cell.ipynb", tmp_path / "out.ipynb", {}, variables={STUDY_RUNS_EAGERLY: "because"})
+    outputs = nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs
+    assert [output["text"] for output in outputs] == ["because\n"]

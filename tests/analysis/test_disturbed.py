@@ -170,4 +170,21 @@ def test_times_of_other_workloads_do_not_stand_beside_each_other(study: Study) -
     other.parameters["batch_size"] = 128
     text = prose.time_remark(load_results(study(make_record("BaseFP32"), other)))
     assert "Baseline FP32 2.07 s (2.04 to 2.09)." in text or "Baseline FP32 2.07 s (2.04 to 2.10)." in text
-    assert "with other data, model, batches or threads, not to be compared with those" in text
+    assert "with other data, model, batches, threads or compilation, not to be compared with those" in text
+
+
+def test_times_of_compiled_and_eager_runs_are_not_side_by_side(study: Study) -> None:
+    def of(experiment: str, seed: int, compiled: bool | None) -> RunRecord:
+        record = make_record(experiment, seed)
+        assert record.precision is not None
+        record.precision.compiled = compiled
+        return record
+
+    runs = [of("BaseFP32", 0, True), of("BaseFP32", 1, False), of("BaseFP32", 2, None), of("AugmFP32", 0, False)]
+    results = load_results(study(*runs))
+    assert sorted((g.experiment, g.compiled, g.n) for g in results.groups) == [
+        ("AugmFP32", False, 1), ("BaseFP32", False, 2), ("BaseFP32", True, 1),
+    ]  # fmt: skip
+    said = sorted(prose.time_remark(results).split("An epoch in native arithmetic took on ")[1:], key=lambda s: "compiled," in s)
+    assert ["compiled, in the median" in sentence for sentence in said] == [False, True]
+    assert ["Augmented FP32" in sentence for sentence in said] == [True, False]

@@ -151,6 +151,7 @@ class Group:
         departures: factors in which the runs are not what their name says, see `vitfp8.analysis.factors.departures`.
         machine: device and processor.
         backend: ``native``, ``emulated`` or None where the record does not say.
+        compiled: whether its models were compiled: their times compare with each other's only.
         precision: effective precision.
         style: how it is drawn.
         runs: a row a run, of `load_runs`.
@@ -166,6 +167,7 @@ class Group:
     departures: Mapping[str, Any]
     machine: str
     backend: str | None
+    compiled: bool
     precision: str | None
     style: Style
     runs: pd.DataFrame
@@ -369,6 +371,7 @@ class StudyResults:
                     departures=differing,
                     machine=str(context["machine"]),
                     backend=record.precision.backend if record.precision else None,
+                    compiled="compiled" in context,
                     precision=recorded_precision(record),
                     style=styles.take(record.experiment, of_design=not (record.variant or differing)),
                     runs=completed[completed["run"].isin(names)].reset_index(drop=True),
@@ -680,7 +683,11 @@ def _machine(record: RunRecord) -> str:
 def _context(record: RunRecord) -> dict[str, Any]:
     """What the runs of a group share."""
     backend = record.precision.backend if record.precision else None
-    return deciding_parameters(record) | {"backend": backend, "machine": _machine(record)}
+    said = record.precision.compiled if record.precision else None
+    # records from before the program decided it say what was asked for
+    compiled = record.parameters.get("torch_compile") is True if said is None else said
+    shared = deciding_parameters(record) | {"backend": backend, "machine": _machine(record)}
+    return shared | {"compiled": True} if compiled else shared
 
 
 def _cell(record: RunRecord) -> tuple[str, str, str]:

@@ -415,7 +415,7 @@ def curve_remark(results: StudyResults) -> str:
 #: What must agree so that times of an epoch may stand beside each other, whatever the arithmetic and the augmentation.
 _WORKLOAD = (
     "dataset", "data_digest", "validation_fraction", "model", "image_size", "patch_size", "embed_dim", "depth", "num_heads",
-    "in_channels", "batch_size", "micro_batch_size", "device", "threads", "deterministic", "torch_compile",
+    "in_channels", "batch_size", "micro_batch_size", "device", "threads", "deterministic", "cuda_graphs",
 )  # fmt: skip
 
 
@@ -431,14 +431,17 @@ def time_remark(results: StudyResults) -> str:
         workloads: dict[tuple[Any, ...], list[Group]] = {}
         for group in native:
             if group.machine == machine and group.disturbed < group.n:
-                workloads.setdefault(tuple(str(group.parameters.get(key)) for key in _WORKLOAD), []).append(group)
+                key = (group.compiled, *(str(group.parameters.get(key)) for key in _WORKLOAD))
+                workloads.setdefault(key, []).append(group)
         for number_of, here in enumerate(workloads.values()):
             times = [(group, q) for group in here if (q := group.epoch_quartiles())]
             parts = [f"{md(group.label)} {number(q[1])} s ({number(q[0])} to {number(q[2])})" for group, q in times]
-            beside = " with other data, model, batches or threads, not to be compared with those" if number_of else ""
-            sentences.append(
-                f"An epoch in native arithmetic took on {md(machine)}{beside}, in the median (and quartiles): {listed(parts)}."
+            alike = "compiled, " if here[0].compiled else ""
+            beside = (
+                " with other data, model, batches, threads or compilation, not to be compared with those" if number_of else ""
             )
+            took = f"An epoch in native arithmetic took on {md(machine)}{beside}, {alike}in the median (and quartiles)"
+            sentences.append(f"{took}: {listed(parts)}.")
     emulated = [md(group.label) for group in results.groups if group.emulated]
     if emulated:
         sentences.append(f"The times of {listed(emulated)} are those of an emulation (†) and are not compared with others.")

@@ -593,13 +593,19 @@ def precision_summary(report: Mapping[str, Any]) -> ReportTable:
 
     Args:
         report: a record's precision: requested, effective, backend, reason, product_dtype, evaluation, loss_scaling,
-            switches, and layers with name, type, format, converted and reason.
+            switches, attention, compiled, compile_reason, cuda_graphs, and layers with name, type, format, converted and reason.
     """
     names = (
         ("requested", "Requested"), ("effective", "Effective"), ("backend", "Backend"), ("reason", "Reason"),
         ("product_dtype", "Products computed in"), ("evaluation", "Validation and test"), ("loss_scaling", "Loss scaling"),
     )  # fmt: skip
     rows = [[label, one_line(report[key]) if report.get(key) is not None else "none"] for key, label in names if key in report]
+    if report.get("attention") is not None:
+        rows.append(["Attention", one_line(report["attention"]).replace("_", " ")])
+    if report.get("compiled") is not None:
+        graphs = ", with CUDA graphs" if report.get("cuda_graphs") else ""
+        why = one_line(report.get("compile_reason") or "")
+        rows.append(["Compiled", f"{'yes' if report['compiled'] else 'no'}{graphs}{f' ({why})' if why else ''}"])
     rows += [[one_line(key), one_line(value)] for key, value in dict(report.get("switches") or {}).items()]
     layers = [layer if isinstance(layer, Mapping) else layer.model_dump() for layer in report.get("layers") or []]
     alike = Counter(

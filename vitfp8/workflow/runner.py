@@ -108,7 +108,7 @@ def run_batch(
         if run.action == "keep":
             batch.results[run.output] = _result(run, note=run.why)
     idle = read_heat() if cooldown else Heat()
-    variables = _variables(batch.planned)
+    variables = study_variables(batch.planned)
     executed = False
     with listening() as signals:
         for run in [run for run in batch.planned if run.action != "keep"]:
@@ -132,15 +132,22 @@ def run_batch(
     return batch
 
 
-def _variables(planned: Sequence[PlannedRun]) -> dict[str, str]:
-    """What a kernel must know of the other runs of its study: whether one of them keeps all from being compiled."""
+def study_variables(planned: Sequence[PlannedRun]) -> dict[str, str]:
+    """What a kernel must know of the other runs of its study: whether one of them keeps all from being compiled.
+
+    Args:
+        planned: the runs; what their study holds already counts too.
+
+    Returns:
+        Variables of the kernels' environment.
+    """
+    from vitfp8 import experiment
     from vitfp8.compilation import STUDY_RUNS_EAGERLY
-    from vitfp8.experiment import resolve_device, why_eager
 
     runs = [run.params for run in planned if isinstance(run.params, RunParams) and run.params.torch_compile == "auto"]
-    if not any(resolve_device(params.device).type == "cuda" for params in runs):
+    if not any(experiment.resolve_device(params.device).type == "cuda" for params in runs):
         return {}
-    reason = why_eager(runs)
+    reason = experiment.why_eager(runs)
     for folder in {run.output.parent for run in planned} if reason is None else ():
         for _, record in load_records(folder)[0]:
             made_on = record.provenance.get("device_type")
