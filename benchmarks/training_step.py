@@ -10,6 +10,8 @@ not yours alone, ``--clock cpu --threads 1`` counts processor time; the utilisat
 
 A row whose package is not installed is named and left out; a process that dies ends the benchmark with its exit status.
 
+With ``--device cuda`` it is another benchmark, with a GPU's protocol: see ``cuda_step.py``.
+
     python benchmarks/training_step.py [ROW …] [--size tiny]… [--repeats 9] [--threads 2] [--clock cpu] [--json FILE]
 """
 
@@ -24,6 +26,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +49,7 @@ ROWS: dict[str, tuple[str, str, float]] = {
     "fp8-blockwise": ("fp8 blockwise", "fp32", 0.9),
     "fp8-mxfp8": ("fp8 mxfp8", "fp32", 0.9),
     "fp8-avx2": ("fp8 tensorwise", "fp32", 0.85),
+    "deterministic": ("fp8 tensorwise, deterministic", "fp8 tensorwise", 0.99),
     "health": ("fp8 tensorwise, health", "fp8 tensorwise", 1 / 1.03),
     "health-fp16": ("fp16, health", "fp16", 1 / 1.03),
 }
@@ -103,7 +107,8 @@ def step_of(variant: str, params: Any) -> tuple[Callable[[], None], str]:
     import torch
     from torch.nn import functional as F
 
-    from vitfp8.experiment import keep_freed_memory
+    from vitfp8.experiment import set_determinism
+    from vitfp8.memory import keep_freed_memory
     from vitfp8.model import create_model, decay_groups
     from vitfp8.precision import prepare
 
@@ -133,6 +138,8 @@ def step_of(variant: str, params: Any) -> tuple[Callable[[], None], str]:
     keep_freed_memory()
     name, _, rest = variant.partition(",")
     precision, _, recipe = name.partition(" ")
+    if rest.strip() == "deterministic":
+        set_determinism(params, torch.device("cpu"))
     prepared = prepare(
         model,
         precision,
@@ -262,12 +269,16 @@ def compare(row: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def product_peaks(threads: int) -> dict[str, float]:
-    """GFLOP/s of a product of two 2048×2048 matrices, the best of ten, by format."""
+    """GFLOP/s of a product of two 2048×2048 matrices, the best of twelve, by format that the processor multiplies in."""
     import torch
+
+    from vitfp8.precision import has_native_products
 
     torch.set_num_threads(threads)
     peaks = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if not has_native_products(name, torch.device("cpu"))[0]:
+            continue  # torch multiplies all the same, for minutes
         a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
         times = []
         for _ in range(12):
@@ -302,6 +313,9 @@ def table(size: str, peaks: dict[str, float], options: argparse.Namespace) -> di
         if theirs.startswith("torchao") and importlib.util.find_spec("torchao") is None:
             print(f"{name:22}left out: torchao is not installed; pip install 'vitfp8[fp8]'", flush=True)
             continue
+        if "bf16" in theirs and "bf16" not in peaks:
+            print(f"{name:22}left out: this processor has no BF16 products, and autocast would take minutes a step", flush=True)
+            continue
         found = results[name] = compare(name, size, options)
         mfu = flops / found["seconds"] / 1e9 / peaks[found["product_dtypes"][0]] if options.clock == "wall" else float("nan")
         found |= {"aim": aim, "mfu": None if math.isnan(mfu) else mfu, "ours": ours, "against": theirs, "batch": batch}
@@ -319,6 +333,9 @@ def table(size: str, peaks: dict[str, float], options: argparse.Namespace) -> di
 
 def main() -> None:
     """Run the benchmark and print its table."""
+    if "--device" in sys.argv[1:]:
+        script = Path(__file__).with_name("cuda_step.py")
+        sys.exit(subprocess.run([sys.executable, str(script), *sys.argv[1:]], check=False).returncode)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which; default: all of {', '.join(ROWS)}")
     sizes = [*SIZES, *PRESETS]
