@@ -49,5 +49,5 @@ def test_a_block_on_a_slowed_down_card_is_rejected(cuda_step: SimpleNamespace, m
     cuda_step.time_sides([side], card, 2)
     assert (side.blocks, side.rejected, side.joules) == ([20.0], 1, 3.0)
     card.read = lambda: (True, 1.0)
-    with pytest.raises(SystemExit, match="heat or power slowed the card down"):
+    with pytest.raises(SystemExit, match="slowed down by heat or power"):
         cuda_step.time_sides([side], card, 2)
