@@ -66,3 +66,8 @@ def test_numbers_are_accepted_up_to_their_bounds_and_refused_beyond(name: str) -
     for value in refused:
         with pytest.raises(InputError, match=rf"{name}: .*(greater|less) than"):
             params_with(name, value)
+
+
+def test_a_number_beyond_all_sense_is_told_by_its_size() -> None:
+    with pytest.raises(InputError, match=r"epochs: a whole number of 997 bits"):
+        params_with("epochs", 10**300)
