@@ -69,6 +69,11 @@ def test_every_way_to_quantise_has_its_mark_at_its_difference(study: Study) -> N
     assert sorted(round(float(line.get_xdata()[0]), 9) for line in marks) == [-1.0, -0.2, 0.1, 2.0]
 
 
+def test_a_variant_never_has_the_style_of_its_experiment(study: Study) -> None:
+    own, variant = (load_results(study(make_record(variant=name), name=f"study{name}")).groups[0].style for name in ("", "trial"))
+    assert variant.color == own.color and (variant.linestyle, variant.marker) != (own.linestyle, own.marker)
+
+
 def test_images_are_shown_from_black_to_white() -> None:
     ax = image_grid(np.full((1, 4, 4, 1), 0.5), ["grey"]).axes[0]
     assert ax.images[0].get_clim() == (0, 1)
@@ -108,6 +113,11 @@ def test_a_format_of_normal_range_is_not_said_to_reach_beyond_the_axis() -> None
     for ends in ((0.5, 2.0**120), (2.0**-120, 2.0)):  # at one end alone
         figure = format_figures.number_lines({"small": small, "half": np.array(ends)})
         assert len(figure.axes[0].texts) == 1
+
+
+def test_each_number_of_a_format_has_a_tick_that_can_be_seen() -> None:
+    ticks = format_figures.number_lines({"small": np.array([0.0, 0.5, 1.0, 2.0])}).axes[0].collections[0].get_segments()
+    assert [float(tick[0][0]) for tick in ticks] == [-1, 0, 1] and all(abs(tick[1][1] - tick[0][1]) > 0.5 for tick in ticks)
 
 
 def test_a_format_of_wide_range_does_not_squeeze_the_others() -> None:
