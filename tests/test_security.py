@@ -70,13 +70,17 @@ def test_a_hostile_text_arrives_in_the_record_as_it_was_written_and_does_nothing
 
 
 @needs_browser
-def test_the_lab_record_as_plain_nbconvert_exports_it_does_nothing_in_a_browser(attacked: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("exporter", "parameters_shown"), [("html", True), ("vitfp8-html", False)])
+def test_the_lab_record_as_nbconvert_exports_it_does_nothing_in_a_browser(
+    attacked: Path, exporter: str, parameters_shown: bool, tmp_path: Path
+) -> None:
     notebook = attacked / "executed" / "smoke" / "BaseFP32-s0.ipynb"
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", "--output-dir", str(tmp_path), str(notebook)]
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", exporter, "--output-dir", str(tmp_path), str(notebook)]
     subprocess.run(command, check=True, capture_output=True, cwd=attacked, timeout=120)
     shown = in_browser(tmp_path / "BaseFP32-s0.html", tmp_path)
     assert "<title>owned" not in shown and "onerror=&quot;document" not in shown.replace("&amp;quot;", "")
     assert 'href="javascript:' not in shown and "127.0.0.1:9/owned.png&quot;" not in shown
+    assert "mkdir owned" in shown and ("# Parameters" in shown) == parameters_shown
 
 
 @needs_browser

@@ -338,7 +338,7 @@ class StudyResults:
                     older[other["run"]] = row["run"]
             else:
                 older[row["run"]] = other["run"]
-        return {run: older.get(other, other) for run, other in older.items()}
+        return _that_count(older)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -444,7 +444,7 @@ class StudyResults:
         first = {key: next(iter(cell.values())) for key, cell in cells.items()}
         keys = sorted(cells, key=lambda key: (first[key].origin == "imported", first[key].variant, key))
         chosen = [dict(sorted(cells[key].items(), key=lambda pair: pair[1].seed or 0)) for key in keys]
-        return chosen, {run: older.get(later, later) for run, later in older.items()}
+        return chosen, _that_count(older)
 
     @property
     def quantization_cells(self) -> list[dict[str, RunRecord]]:
@@ -728,6 +728,16 @@ def _differences(context: Mapping[str, Any], siblings: Sequence[Mapping[str, Any
 def _keys(groups: Sequence[Group]) -> list[str]:
     """Every parameter that a group states, but names."""
     return list(dict.fromkeys(key for group in groups for key in group.parameters if key not in NAMES))
+
+
+def _that_count(later: Mapping[str, str]) -> dict[str, str]:
+    """Repeated runs → the latest one of each, from repeated runs → the next later one."""
+    found = {}
+    for run, counts in later.items():
+        while counts in later:
+            counts = later[counts]
+        found[run] = counts
+    return found
 
 
 def _how_far(record: RunRecord) -> str:
