@@ -60,6 +60,7 @@ MAY_IMPORT = {
         "model",
         "pretrained",
         "checkpoint",
+        "precision",
         "experiment",
         "quantize",
     },
