@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,6 +20,13 @@ if TYPE_CHECKING:  # torch is loaded by the tests that need it
 
 # A shell that starts a job in the background makes it ignore Ctrl-C, and children inherit that: tests that send it need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let ``device: auto`` mean the processor, here and in kernels, unless ``-m gpu`` or ``-m mps`` asks for a GPU's tests."""
+    if not re.search(r"(?<!not )\b(gpu|mps)\b", config.option.markexpr):
+        os.environ.setdefault("VITFP8_DEVICE", "cpu")
+
 
 TOP = Path(__file__).resolve().parent.parent
 SMOKE = TOP / "params" / "presets" / "smoke.yaml"

@@ -77,6 +77,7 @@ MAY_IMPORT = {
         "pretrained",
         "checkpoint",
         "compilation",
+        "precision",
         "experiment",
         "quantize",
     },

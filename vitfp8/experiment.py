@@ -29,6 +29,7 @@ from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params import IDENTITY_RULE, InputError, Parameters, RunParams
 from vitfp8.precision import PreparedPrecision, check_layers, choose_backend, prepare, resolve_device
+from vitfp8.precision.capability import devices_passed_over
 from vitfp8.record import (
     EpochRow,
     Hardware,
@@ -389,6 +390,8 @@ def prepare_experiment(params: RunParams) -> Experiment:
     check_experiment(params)
     folder = run_folder_of(params)
     device = resolve_device(params.device)
+    for reason in devices_passed_over(params.device):
+        warnings.warn(reason, stacklevel=2)  # the notebook shows it
     with explain_out_of_memory(params, device):
         return _prepare(params, device, folder)
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,16 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What IPython prints instead of a traceback (its protocol for exceptions that explain themselves)."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def refuse_windows() -> None:
+    """Refuse Windows, before anything else is done: locks, folders that are flushed to disk and signals are those of POSIX.
+
+    Raises:
+        InputError: this Python runs on Windows.
+    """
+    if sys.platform == "win32":
+        raise InputError("Windows is not supported: install WSL (`wsl --install`), which is Linux, and run vitfp8 in it")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -815,8 +826,9 @@ def from_notebook(cells: Sequence[str] | None = None, *, kind: type[Any] = RunPa
         kind: the class of parameters.
 
     Raises:
-        InputError: a name is unknown, a value is refused or computed, or there is no parameters cell.
+        InputError: a name is unknown, a value is refused or computed, there is no parameters cell, or this is Windows.
     """
+    refuse_windows()
     namespace: Mapping[str, Any] = {}
     if cells is None:
         from IPython.core.getipython import get_ipython

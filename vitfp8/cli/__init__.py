@@ -72,9 +72,10 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an `InputError` becomes its one line, Ctrl-C status 130."""
-        from vitfp8.params import InputError
+        from vitfp8.params import InputError, refuse_windows
 
         try:
+            refuse_windows()
             _working_folder()
             return super().invoke(ctx)
         except InputError as error:

@@ -50,7 +50,7 @@ def save_quantized(
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     for name, weight in weights.items():
-        tensors[f"{name}.weight"] = weight.codes.cpu().contiguous()
+        tensors[f"{name}.weight"] = weight.codes.cpu().to(scheme.row.dtype or torch.float32).contiguous()
         scale = weight.scale.cpu()
         tensors[f"{name}.weight_scale"] = (scale_bytes(scale) if weight.granularity == "mx" else scale).contiguous()
         if name in amax:
@@ -89,7 +89,7 @@ def load_quantized(path: Path, model: VisionTransformer) -> tuple[Scheme, dict[s
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 - no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as an exported model ({' '.join(str(error).split())[:150]})") from None
     if about.get("vitfp8_export") != EXPORT_VERSION:
@@ -98,6 +98,9 @@ def load_quantized(path: Path, model: VisionTransformer) -> tuple[Scheme, dict[s
     scheme = Scheme(format=about["format"], granularity=about["granularity"], operands="weights")
     weights, amax = {}, {}
     try:
+        for name in names:  # widened before they go to a device that may have no such type
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"].float()
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         for name in names:
             scale = tensors.pop(f"{name}.weight_scale")
             scale = scale_from_bytes(scale) if scheme.granularity == "mx" else scale

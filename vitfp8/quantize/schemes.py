@@ -44,7 +44,7 @@ class FormatAfterTraining:
         name: its key.
         largest: largest magnitude of a code.
         bits: that a code takes.
-        dtype: torch's dtype of a code; None where 8 bits do not hold it.
+        dtype: torch's dtype of a code in an exported file; None where 8 bits do not hold it.
         integer: whether codes are whole numbers; else a row of `vitfp8.precision.FORMATS` of the same name.
         tensor_weights_only: whether it is defined for weights under one scale alone.
     """
@@ -127,7 +127,8 @@ class QuantizedWeight:
     """A weight as codes and scales.
 
     Attributes:
-        codes: [out, in], in the format's own dtype; float32 where it has none.
+        codes: [out, in], the values of the codes as float32, on any device: Apple's GPU has no FP8 types. `save_quantized` stores
+            them in the format's own.
         scale: what the weight was multiplied with before rounding: float32 of shape [1, 1], [out, 1] or [out, blocks of 32].
         granularity: ``tensor``, ``channel`` or ``mx``.
     """
@@ -138,7 +139,7 @@ class QuantizedWeight:
 
     def dequantized(self) -> Tensor:
         """Code ÷ scale, float32 [out, in]."""
-        return self.codes.float() / spread(self.scale, self.codes.shape[-1], self.granularity)
+        return self.codes / spread(self.scale, self.codes.shape[-1], self.granularity)
 
     def bytes(self, bits: int) -> int:
         """What codes and scales take: a byte for the exponent of an MX block's scale, four for another scale.
@@ -194,9 +195,7 @@ def quantize_weight(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
     w = weight.detach().float()
     scale = scale_of(_amax(w, scheme.granularity), scheme.row, scheme.granularity)
     codes = scheme.row.round(w * spread(scale, w.shape[-1], scheme.granularity))
-    return QuantizedWeight(
-        codes=codes if scheme.row.dtype is None else codes.to(scheme.row.dtype), scale=scale, granularity=scheme.granularity
-    )
+    return QuantizedWeight(codes=codes, scale=scale, granularity=scheme.granularity)
 
 
 def scale_bytes(scale: Tensor) -> Tensor:
@@ -248,7 +247,7 @@ class QuantizedLinear(nn.Linear):
             y = F.linear(row.round(operand * factor) / factor, self.quantized_weight.dequantized(), bias)
         else:
             assert self.input_scale is not None
-            y = F.linear(row.round(operand * self.input_scale), self.quantized_weight.codes.float())
+            y = F.linear(row.round(operand * self.input_scale), self.quantized_weight.codes)
             y = y / (self.input_scale * self.quantized_weight.scale.reshape(-1))
             y = y if bias is None else y + bias
         return self._as_result(y, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from vitfp8.memory import keep_freed_memory
 from vitfp8.model import model_facts
 from vitfp8.params import InputError, RunParams
 from vitfp8.precision import PreparedPrecision, prepare, resolve_device
+from vitfp8.precision.capability import devices_passed_over
 from vitfp8.quantize_params import QuantizeParams
 from vitfp8.record import RunRecord, best_weights, notebook_of, read_source, source_command
 from vitfp8.trained_model import recorded_parameters, trained_model, verified_weights
@@ -205,6 +207,8 @@ def load_source(params: QuantizeParams) -> Source:
     checkpoint, digest = verified_checkpoint(notebook, record)
     run = source_parameters(notebook, record, params)
     device = resolve_device(run.device)
+    for reason in devices_passed_over(run.device):
+        warnings.warn(reason, stacklevel=2)  # the notebook shows it
     keep_freed_memory()
     determinism = set_determinism(run, device)
     data = data_of(run, device)

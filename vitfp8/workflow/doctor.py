@@ -21,14 +21,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from vitfp8.catalog import DATASETS, EXPERIMENTS, PRECISIONS
+from vitfp8.catalog import DATASETS, EXPERIMENTS
 from vitfp8.params import InputError, RunParams, validate
 from vitfp8.workflow.export.pdf import TEX_PROGRAMS, find_tex, has_typst
 from vitfp8.workflow.export.prose import find_pandoc
 from vitfp8.workflow.files import check_writable, size_words
 from vitfp8.workflow.locate import executed_folder, parameter_file, preset_file, report_folder, template
 from vitfp8.workflow.plan import layers_for
-from vitfp8.workflow.preflight import examine_machine
+from vitfp8.workflow.preflight import every_precision, examine_machine
 
 #: Seconds that a kernel has to start and to run one cell.
 KERNEL_SECONDS = 120.0
@@ -161,20 +161,19 @@ def _version(name: str) -> str:
 
 
 def _precisions() -> Iterator[Line]:
-    """The device, and who multiplies in each precision, and why."""
+    """The device, who multiplies in each precision and why, and whether the model can be compiled there."""
     if not all(_has(name) for name in ("torch", "timm")):
         yield Line("note", "arithmetic", "precisions", "cannot be told without torch and timm")
         return
-    from vitfp8.experiment import who_multiplies
+    from vitfp8.precision.capability import compiler_for, devices_passed_over, resolve_device
 
-    for precision, label in PRECISIONS.items():
-        # only what decides the backend: the parameter files need not be found for it
-        params = RunParams.model_construct(
-            precision=precision, device="auto", backend="auto", fp8_recipe="tensorwise", base_precision="bf16"
-        )
-        device, backend, reason = who_multiplies(params)
-        marked = "" if backend == "native" else "; its times are marked and never compared"
-        yield Line("ok" if backend == "native" else "note", label, "precision", f"{backend} on {device}: {reason}{marked}")
+    for reason in devices_passed_over("auto"):
+        yield Line("warning", "device", "training", reason)
+    for finding in every_precision():
+        yield Line(finding.level, finding.subject, "precision", finding.text)
+    device = resolve_device("auto")
+    compiles, why = compiler_for(device)
+    yield Line("ok" if compiles else "note", "torch.compile", "torch_compile: true", f"on {device.type}: {why}")
 
 
 def _native_fp8() -> Iterator[Line]:
@@ -193,7 +192,7 @@ def _native_fp8() -> Iterator[Line]:
 
 def _compiler() -> Iterator[Line]:
     """The C++ compiler."""
-    feature = "fast emulated FP8 on processors, torch.compile"
+    feature = "fast emulated FP8 and FP16 on processors"
     named = os.environ.get("CXX")
     found = next(filter(None, (shutil.which(name) for name in (named or "g++", "g++", "clang++"))), None)
     if found is None:
@@ -384,8 +383,8 @@ def _machine() -> Iterator[Line]:
             runs = []  # the files are not found: another line says so
     features = {"power": "long batches", "heat": "timings", "code": "commit in each record", "backup": "results"}
     for finding in examine_machine(runs):
-        if finding.subject == "arithmetic":
-            continue  # every precision has a line of its own
+        if finding.subject in ("arithmetic", "device"):
+            continue  # every precision has a line of its own, and so has a GPU that is passed over
         refused = finding.level == "refusal"
         feature = features.get(finding.subject, "the four runs on the digits")
         yield Line("missing" if refused else finding.level, finding.subject, feature, finding.text, needed=refused)

@@ -151,10 +151,14 @@ class TimeEstimates:
 
     def _epoch_seconds(self, params: RunParams) -> tuple[float | None, str]:
         """Seconds of an epoch, and what that rests on."""
+        from vitfp8.experiment import who_multiplies
+
+        device = who_multiplies(params)[0]  # of ``auto``, which may have meant another one
         alike = [
             record
             for record in self._records
             if record.kind == "run"
+            and record.provenance.get("device_type", device) == device
             and record.metrics.epoch_seconds_mean is not None
             and all(record.parameters.get(key, _BEFORE.get(key)) == getattr(params, key) for key in _SPEED)
         ]
@@ -213,10 +217,12 @@ def measured_epoch_seconds(params: RunParams) -> float:
     Raises:
         InputError: it cannot be prepared, or its data set is not at hand.
     """
-    from vitfp8.experiment import prepare_experiment
+    from vitfp8.experiment import prepare_experiment, who_multiplies
 
     flops = 3 * int(model_facts_of(params)["flops_per_image"])
-    images = params.batch_size if params.device == "cuda" else max(min(params.batch_size, int(_MEASURED_FLOPS / flops)), 1)
+    few = max(min(params.batch_size, int(_MEASURED_FLOPS / flops)), 1)
+    # few images leave a GPU idle
+    images = few if who_multiplies(params)[0] == "cpu" else params.micro_batch_size or params.batch_size
     small = params.model_copy(
         update={"batch_size": images, "micro_batch_size": None, "run_folder": None, "download": False, "workers": 0}
     )

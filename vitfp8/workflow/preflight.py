@@ -15,12 +15,12 @@ from typing import Literal
 
 import psutil
 
-from vitfp8.catalog import EXPERIMENTS, PRECISIONS
+from vitfp8.catalog import EXPERIMENTS, FP8_RECIPES, PRECISIONS
 from vitfp8.monitor import read_heat
 from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
 from vitfp8.quantize_params import QuantizeParams, parameters_of
 from vitfp8.record import backup_state, git_state, read_record
-from vitfp8.workflow.estimates import PROCESS_BYTES, disk_bytes, memory_bytes
+from vitfp8.workflow.estimates import PROCESS_BYTES, disk_bytes, memory_bytes, model_facts_of
 from vitfp8.workflow.files import size_words
 from vitfp8.workflow.locate import executed_folder, parameter_file, preset_file
 from vitfp8.workflow.plan import PlannedRun, layers_for, only_own
@@ -28,6 +28,9 @@ from vitfp8.workflow.study import Study, parse_study
 
 #: Room on the disk beyond what is needed, as a part of it: below that a warning is given.
 _SPARE_ROOM = 0.5
+
+#: Width of a model from which native FP8 may be expected to be faster than BF16; not measured here.
+_WIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def examine_machine(runs: Sequence[RunParams], folder: Path | None = None) -> li
     folder = folder or executed_folder()
     findings = [_disk(runs, folder)]
     if runs:
-        findings += [_memory(runs), *_shared_memory(runs), *_arithmetic(runs), *_weights(runs)]
+        findings += [_memory(runs), *_shared_memory(runs), *_devices(runs), *_arithmetic(runs), *_weights(runs)]
     findings += [_power(), _heat(), _code(), *_backups(folder)]
     return findings
 
@@ -198,11 +201,57 @@ def _shared_memory(runs: Sequence[RunParams], place: Path = Path("/dev/shm")) ->
     return [Finding("note", "memory", f"{words} through pipes, which is slower; docker run --shm-size, or workers: 0")]
 
 
+def every_precision() -> list[Finding]:
+    """Who multiplies in each precision on this machine, and why; recipes of FP8 that differ are told apart.
+
+    Raises:
+        InputError: ``VITFP8_DEVICE`` names no device that is there.
+    """
+    from vitfp8.experiment import who_multiplies
+
+    found: dict[tuple[str, str, str], tuple[str, list[str]]] = {}
+    for precision in PRECISIONS:
+        for recipe in FP8_RECIPES if precision == "fp8" else ("tensorwise",):
+            # only what decides the backend: the parameter files need not be found for it
+            params = RunParams.model_construct(
+                precision=precision, device="auto", backend="auto", fp8_recipe=recipe, base_precision="bf16"
+            )
+            device, backend, reason = who_multiplies(params)
+            found.setdefault((precision, device, backend), (reason, []))[1].append(recipe)
+    findings = []
+    for (precision, device, backend), (reason, recipes) in found.items():
+        of = "" if precision != "fp8" or len(recipes) == len(FP8_RECIPES) else f"{', '.join(recipes)}: "
+        marked = "" if backend == "native" else "; its times are marked and never compared"
+        level: Literal["ok", "note"] = "ok" if backend == "native" else "note"
+        findings.append(Finding(level, PRECISIONS[precision], f"{of}{backend} on {device}: {reason}{marked}"))
+    return findings
+
+
+def _devices(runs: Sequence[RunParams]) -> list[Finding]:
+    """GPUs that torch announces and that ``device: auto`` does not take."""
+    from vitfp8.precision.capability import devices_passed_over
+
+    said = dict.fromkeys(reason for params in runs for reason in devices_passed_over(params.device))
+    return [Finding("warning", "device", reason) for reason in said]
+
+
+def _slow_fp8(params: RunParams) -> list[str]:
+    """Why native FP8 is expected to be slower than BF16; nothing where it is not."""
+    width = int(model_facts_of(params)["embed_dim"])
+    narrow = f"its layers are {width} wide, and FP8 gains from about {_WIDE} on" if width < _WIDE else ""
+    eager = "" if params.torch_compile else "without torch_compile a step starts thousands of small kernels"
+    return list(filter(None, (narrow, eager)))
+
+
 def _arithmetic(runs: Sequence[RunParams]) -> list[Finding]:
-    """Who multiplies in each precision, and why."""
+    """Who multiplies in each precision, and why; and whether native FP8 is a loss."""
     from vitfp8.experiment import who_multiplies
 
     findings = []
+    fp8 = {params.model: params for params in runs if params.precision == "fp8" and who_multiplies(params)[1] == "native"}
+    for model, params in fp8.items():
+        if why := _slow_fp8(params):
+            findings.append(Finding("note", "speed", f"expect FP8 of {model} to be slower than BF16: {'; '.join(why)}"))
     for (precision, device, backend, reason), count in Counter((p.precision, *who_multiplies(p)) for p in runs).items():
         words = f"{PRECISIONS[precision]} is {backend} on {device} ({reason}): {count} {'run' if count == 1 else 'runs'}"
         findings.append(Finding("ok" if backend == "native" else "note", "arithmetic", words))
