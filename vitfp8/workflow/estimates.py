@@ -38,7 +38,7 @@ _MEASURED_FLOPS = 60e9
 _SPEED = (
     "dataset", "augmentation", "model", "image_size", "patch_size", "embed_dim", "depth", "num_heads", "in_channels",
     "batch_size", "micro_batch_size", "precision", "backend", "fp8_recipe", "base_precision", "device", "threads",
-    "validation_fraction", "torch_compile",
+    "validation_fraction", "torch_compile", "cuda_graphs",
 )  # fmt: skip
 
 #: Fields that older records lack → what they stand for.
@@ -160,7 +160,7 @@ class TimeEstimates:
             if record.kind == "run"
             and record.provenance.get("device_type", device) == device
             and record.metrics.epoch_seconds_mean is not None
-            and all(record.parameters.get(key, _BEFORE.get(key)) == getattr(params, key) for key in _SPEED)
+            and _speed(record.parameters, device) == _speed(params.model_dump(), device)
         ]
         if alike:
             code = [compare_code(record.provenance, record.kind) for record in alike]
@@ -178,6 +178,14 @@ class TimeEstimates:
             except InputError as error:
                 self._measured[key] = None, f"cannot be measured ({error})"
         return self._measured[key]
+
+
+def _speed(values: Mapping[str, Any], device: str) -> tuple[object, ...]:
+    """The values of `_SPEED`, as they count on a device: auto compiles on CUDA only."""
+    found = {key: values.get(key, _BEFORE.get(key)) for key in _SPEED}
+    if device != "cuda" and found["torch_compile"] == "auto":
+        found["torch_compile"] = False
+    return tuple(found.values())
 
 
 def _completed(folder: Path) -> list[RunRecord]:
