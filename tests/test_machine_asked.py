@@ -111,6 +111,39 @@ def test_an_estimate_measures_whole_batches_on_a_gpu_that_auto_found(
     assert asked == [images]
 
 
+@pytest.mark.parametrize(
+    ("emulated", "compiler", "level", "words"),
+    [
+        ("", True, "ok", "2 runs will be compiled (gcc)"),
+        (
+            "fp8",
+            True,
+            "note",
+            "2 runs will not be compiled: fp8 of the same study is emulated here, and times must be comparable",
+        ),
+        ("", False, "note", "2 runs will not be compiled: Triton is missing"),
+    ],
+)
+def test_what_auto_comes_to_on_cuda_is_said_before_a_batch(
+    smoke_params: Callable[..., RunParams],
+    monkeypatch: pytest.MonkeyPatch,
+    emulated: str,
+    compiler: bool,
+    level: str,
+    words: str,
+) -> None:
+    def who(params: RunParams) -> tuple[str, str, str]:
+        return "cuda", "emulated" if params.precision == emulated else "native", ""
+
+    monkeypatch.setattr(experiment, "who_multiplies", who)
+    monkeypatch.setattr("vitfp8.precision.compiler_for", lambda device: (compiler, "gcc" if compiler else "Triton is missing"))
+    runs = [smoke_params("BaseFP32"), smoke_params("BaseFP8")]
+    (found,) = preflight._compilation(runs)
+    assert (found.level, found.subject, found.text) == (level, "compile", words)
+    monkeypatch.setattr(experiment, "who_multiplies", lambda params: ("cpu", "native", ""))
+    assert preflight._compilation(runs) == []
+
+
 # -------------------------------------------------------------------------------------------------- versions and machines
 
 

@@ -144,7 +144,8 @@ def examine_machine(runs: Sequence[RunParams], folder: Path | None = None) -> li
     folder = folder or executed_folder()
     findings = [_disk(runs, folder)]
     if runs:
-        findings += [_memory(runs), *_shared_memory(runs), *_devices(runs), *_arithmetic(runs), *_weights(runs)]
+        findings += [_memory(runs), *_shared_memory(runs), *_devices(runs), *_arithmetic(runs), *_compilation(runs)]
+        findings += _weights(runs)
     findings += [_power(), _heat(), _code(), *_backups(folder)]
     return findings
 
@@ -239,8 +240,25 @@ def _slow_fp8(params: RunParams) -> list[str]:
     """Why native FP8 is expected to be slower than BF16; nothing where it is not."""
     width = int(model_facts_of(params)["embed_dim"])
     narrow = f"its layers are {width} wide, and FP8 gains from about {_WIDE} on" if width < _WIDE else ""
-    eager = "" if params.torch_compile else "without torch_compile a step starts thousands of small kernels"
+    eager = "without torch_compile a step starts thousands of small kernels" if params.torch_compile is False else ""
     return list(filter(None, (narrow, eager)))
+
+
+def _compilation(runs: Sequence[RunParams]) -> list[Finding]:
+    """What `torch_compile: auto` comes to where it can compile; nothing elsewhere."""
+    from vitfp8.experiment import who_multiplies, why_eager
+    from vitfp8.precision import compiler_for
+
+    open_choice = [params for params in runs if params.torch_compile == "auto" and who_multiplies(params)[0] == "cuda"]
+    if not open_choice:
+        return []
+    count = "1 run" if len(open_choice) == 1 else f"{len(open_choice)} runs"
+    if reason := why_eager(runs):
+        return [Finding("note", "compile", f"{count} will not be compiled: {reason}, and times must be comparable")]
+    compiles, why = compiler_for("cuda")
+    if not compiles:
+        return [Finding("note", "compile", f"{count} will not be compiled: {why}")]
+    return [Finding("ok", "compile", f"{count} will be compiled ({why})")]
 
 
 def _arithmetic(runs: Sequence[RunParams]) -> list[Finding]:
