@@ -67,6 +67,13 @@ def test_a_gpu_that_auto_passes_over_is_told_by_check_doctor_and_notebook(smoke_
         experiment.prepare_experiment(smoke_params(device="auto"))
 
 
+def test_doctor_says_what_compiling_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capability, "compiler_for", lambda device: (False, "needs a C++ compiler; install g++ or set CXX"))
+    (check,) = [each for each in doctor.CHECKS if each.__name__ == "_compiler"]
+    (line,) = [line for line in check() if line.subject == "torch.compile"]
+    assert line.level == "note" and line.text.startswith("on ") and line.text.endswith("install g++ or set CXX")
+
+
 def test_fp8_recipes_that_are_not_alike_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))

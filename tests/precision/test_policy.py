@@ -145,7 +145,7 @@ def test_loss_scaling_halves_on_overflow_skips_the_step_and_doubles_again() -> N
     for step in range(1, 9):
         before = [p.detach().clone() for p in model.parameters()]
         scales.append(precision.loss_scale())
-        loss = model(torch.randn(2, 4)).square().mean()
+        loss = model(torch.randn(2, 4)).float().square().mean()
         precision.backward(loss)
         if step == 5:
             model[0].weight.grad[0, 0] = float("inf")
@@ -176,7 +176,7 @@ def test_gradients_are_clipped_after_unscaling() -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 8))
         precision = prepare(model, requested, device=CPU)
-        precision.backward(3 * model(torch.ones(4, 8)).square().mean())
+        precision.backward(3 * model(torch.ones(4, 8)).float().square().mean())
         norm = precision.step(torch.optim.SGD(model.parameters(), lr=0.0), model.parameters(), max_norm=0.5)
         clipped = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
         assert norm > 0.5 and clipped == pytest.approx(0.5, rel=1e-4)

@@ -161,19 +161,16 @@ def _version(name: str) -> str:
 
 
 def _precisions() -> Iterator[Line]:
-    """The device, who multiplies in each precision and why, and whether the model can be compiled there."""
+    """The device, and who multiplies in each precision, and why."""
     if not all(_has(name) for name in ("torch", "timm")):
         yield Line("note", "arithmetic", "precisions", "cannot be told without torch and timm")
         return
-    from vitfp8.precision.capability import compiler_for, devices_passed_over, resolve_device
+    from vitfp8.precision.capability import devices_passed_over
 
     for reason in devices_passed_over("auto"):
         yield Line("warning", "device", "training", reason)
     for finding in every_precision():
         yield Line(finding.level, finding.subject, "precision", finding.text)
-    device = resolve_device("auto")
-    compiles, why = compiler_for(device)
-    yield Line("ok" if compiles else "note", "torch.compile", "torch_compile: true", f"on {device.type}: {why}")
 
 
 def _native_fp8() -> Iterator[Line]:
@@ -191,7 +188,7 @@ def _native_fp8() -> Iterator[Line]:
 
 
 def _compiler() -> Iterator[Line]:
-    """The C++ compiler."""
+    """The C++ compiler of our own routines, and whether torch.compile finds what it needs on the device."""
     feature = "fast emulated FP8 and FP16 on processors"
     named = os.environ.get("CXX")
     found = next(filter(None, (shutil.which(name) for name in (named or "g++", "g++", "clang++"))), None)
@@ -199,6 +196,12 @@ def _compiler() -> Iterator[Line]:
         yield Line("missing", "C++ compiler", feature, "neither g++ nor clang++ is on the PATH", _package("compiler"))
     else:
         yield Line("ok", "C++ compiler", feature, found)
+    if _has("torch"):
+        from vitfp8.precision.capability import compiler_for, resolve_device
+
+        device = resolve_device("auto")
+        compiles, why = compiler_for(device)
+        yield Line("ok" if compiles else "note", "torch.compile", "torch_compile: true", f"on {device.type}: {why}")
 
 
 # --------------------------------------------------------------------------------------------------------------- report
