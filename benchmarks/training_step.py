@@ -300,7 +300,7 @@ def table(size: str, peaks: dict[str, float], options: argparse.Namespace) -> di
     for name in options.rows or ROWS:
         ours, theirs, aim = ROWS[name]
         if theirs.startswith("torchao") and importlib.util.find_spec("torchao") is None:
-            print(f"{name:22}left out: torchao is not installed; pip install 'vitfp8[fp8]'", flush=True)
+            print(f"{name:22}left out: torchao is not installed; pip install torchao", flush=True)
             continue
         found = results[name] = compare(name, size, options)
         mfu = flops / found["seconds"] / 1e9 / peaks[found["product_dtypes"][0]] if options.clock == "wall" else float("nan")
