@@ -11,8 +11,8 @@ Scales
     scales are E8M0 bytes in the order in which the tensor cores read them (`swizzled`).
 
 Launches
-    A GPU runs each operation below as a kernel, and in a small model a kernel is shorter than the time to launch it. So an amax is
-    one reduction, a scale and its inverse are computed once for both products, a cast and a transposition are one copy where
+    A GPU runs each operation below as a kernel, and in a small model a kernel is shorter than the time to launch it. So an amax
+    is one reduction, a scale and its inverse are computed once for both products, a cast and a transposition are one copy where
     they can be, and the three histories of delayed scaling move on together (`benchmarks/launches.py` counts the launches).
     ``torch.compile`` fuses the rest: everything here is traced, the backward pass and delayed scaling's state included, and no
     value is read back.
