@@ -311,7 +311,7 @@ def table(size: str, peaks: dict[str, float], options: argparse.Namespace) -> di
     for name in options.rows or ROWS:
         ours, theirs, aim = ROWS[name]
         if theirs.startswith("torchao") and importlib.util.find_spec("torchao") is None:
-            print(f"{name:22}left out: torchao is not installed; pip install 'vitfp8[fp8]'", flush=True)
+            print(f"{name:22}left out: torchao is not installed; pip install torchao", flush=True)
             continue
         if "bf16" in theirs and "bf16" not in peaks:
             print(f"{name:22}left out: this processor has no BF16 products, and autocast would take minutes a step", flush=True)

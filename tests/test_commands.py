@@ -455,7 +455,6 @@ def test_a_machine_with_neither_tex_nor_typst_cannot_make_the_report(bare: Path,
         ("timm", "torch", "timm", "pip install timm", True),
         ("pandas", "modules", "pandas", "pip install pandas", True),
         ("sklearn", "modules", "scikit-learn", "pip install scikit-learn", True),
-        ("torchao", "native_fp8", "torchao", "pip install 'vitfp8[fp8]'", False),
         ("wakepy", "awake", "wakepy", "pip install 'vitfp8[awake]'", False),
         ("ipykernel", "kernel", "kernel", "pip install papermill ipykernel", True),
     ],
@@ -555,7 +554,7 @@ def test_the_exit_status_is_that_of_the_basic_study_and_a_check_that_fails_stops
     def broken() -> Any:
         raise RuntimeError("unforeseen")
 
-    fine = [doctor.Line("ok", "a", "b", "c"), doctor.Line("missing", "torchao", "native FP8", "none", "pip install x")]
+    fine = [doctor.Line("ok", "a", "b", "c"), doctor.Line("missing", "wakepy", "awake", "none", "pip install x")]
     monkeypatch.setattr(doctor, "CHECKS", (broken, lambda: iter(fine)))
     output = command("doctor").output
     assert "unforeseen" in output and "pip install x" in output and "nothing is missing" in output

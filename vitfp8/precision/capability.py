@@ -22,7 +22,6 @@ import torch
 
 from vitfp8.params import InputError
 from vitfp8.precision.recipes import RECIPES, recipe_named
-from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, torchao_version
 
 #: Recipe → the least compute capability of an NVIDIA GPU on which ``torch._scaled_mm`` runs it.
 NATIVE_CAPABILITY: dict[str, tuple[int, int]] = {
@@ -30,6 +29,8 @@ NATIVE_CAPABILITY: dict[str, tuple[int, int]] = {
     "delayed": (8, 9),
     "rowwise": (8, 9),
     "rowwise_with_gw_hp": (8, 9),
+    "mxfp8_floor": (10, 0),
+    "mxfp8_rceil": (10, 0),
 }
 
 #: Environment variable that says which device ``device: auto`` means: ``cpu``, ``cuda`` or ``mps``.
@@ -299,22 +300,17 @@ def fp8_products(machine: Machine, recipe: str) -> tuple[bool, str]:
     assert machine.compute_capability is not None
     has, needs = (".".join(map(str, pair)) for pair in (machine.compute_capability, NATIVE_CAPABILITY[name]))
     if machine.compute_capability < NATIVE_CAPABILITY[name]:
-        return False, f"compute capability {has}; FP8 products need {needs}"
+        return False, f"compute capability {has}; {name} needs {needs}"
     return True, f"compute capability {has} has FP8 products"
 
 
-def native_support(
-    recipe: str, device: torch.device | str, in_features: int, out_features: int, tokens: int, *, base_format: str = "bf16"
-) -> tuple[bool, str]:
-    """Whether a linear layer can run a recipe on FP8 hardware, and why not.
+def native_support(recipe: str, device: torch.device | str, *, base_format: str = "bf16") -> tuple[bool, str]:
+    """Whether linear layers, of any size, can run a recipe on FP8 hardware, and why not.
 
     Args:
         recipe: a key of `vitfp8.precision.recipes.RECIPES`.
-        device: where the layer runs. Asked only if it is a CUDA device.
-        in_features: of the layer.
-        out_features: of the layer.
-        tokens: rows of its input: batch × tokens of an image. The weight gradient sums over them.
-        base_format: ``bf16`` or ``fp32``; finer scales than one a tensor give BF16 results only.
+        device: where the layers run. Asked only if it is a CUDA device.
+        base_format: ``bf16`` or ``fp32``; recipes with more than one scale per tensor give BF16 results only.
 
     Returns:
         (yes or no, the reason in words).
@@ -328,11 +324,6 @@ def native_support(
         return False, reason
     if base_format == "fp32" and not RECIPES[name].one_scale:
         return False, f"{name} gives BF16 results natively, and the base precision is FP32"
-    if name in TORCHAO_RECIPES and torchao_version() is None:
-        return False, "native FP8 runs through torchao, which is not installed (pip install 'vitfp8[fp8]')"
-    for what, size in (("in_features", in_features), ("out_features", out_features), ("batch × tokens", tokens)):
-        if size % 16:
-            return False, f"{what} {size} is not divisible by 16"
     return True, reason
 
 

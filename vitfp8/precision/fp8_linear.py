@@ -43,9 +43,10 @@ Backends
     ``emulated`` runs anywhere. Its products are BF16 or FP32 (`FP8Linear.product_dtype`), whichever the processor is fast
     at; both are exact on the grid. The quantisers are a compiled routine where there is a compiler
     (`vitfp8.precision.cpu_quantizer`) and eager PyTorch elsewhere, with the same bits. ``native`` stores the operands in
-    FP8 dtypes and calls ``torch._scaled_mm``: NVIDIA hardware with FP8 products, and, for one scale a tensor, PyTorch's
-    reference on a CPU, by which the tests compare both. A training uses it for delayed scaling; the recipes that torchao has run
-    natively through torchao (`vitfp8.precision.torchao_layers`). Ask `vitfp8.precision.capability.native_support` first.
+    FP8 dtypes and calls ``torch._scaled_mm`` (`vitfp8.precision.native_products`): NVIDIA hardware with FP8 products, and, but for MX,
+    PyTorch's reference on a processor, by which the tests compare both. Native delayed scaling moves on at the end of the
+    backward pass, emulated with each operand: after both passes their state is the same. Ask
+    `vitfp8.precision.capability.native_support` first.
 
 What was decided against
     Caching the quantised weight between passes: the weights are 2 % of what a step quantises (ViT-Ti, batch 128), and a
@@ -59,7 +60,6 @@ Sources: Micikevicius et al. 2022 (arXiv 2209.05433); NVIDIA Transformer Engine;
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -67,7 +67,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vitfp8.params import InputError, suggest
+from vitfp8.precision import native_products
 from vitfp8.precision.capability import NATIVE_CAPABILITY, has_native_products
+from vitfp8.precision.native_products import no_autocast
 from vitfp8.precision.quantizer import AmaxHistory, Quantized, quantize
 from vitfp8.precision.recipes import Cast, Recipe, recipe_named
 
@@ -96,6 +98,7 @@ class FP8Linear(nn.Linear):
         product_dtype: what multiplies: ``bf16``, ``fp32``, or ``fp8`` on the native backend. For the record.
         backend: ``emulated`` or ``native``.
         observer: None, or called with each operand as it is quantised; see `Observer`. It costs nothing while None.
+        largest: of native layers: float32 [3], the largest numbers of activation's, weight's and gradient's formats.
     """
 
     def __init__(
@@ -124,12 +127,14 @@ class FP8Linear(nn.Linear):
         if backend == "native" and base_format == "fp32" and not self.recipe.one_scale:
             raise InputError(f"fp8_recipe {self.recipe.name} gives BF16 results natively; use base_precision=bf16")
         self.product_dtype = "fp8" if backend == "native" else _product_dtype(product_dtype, base_format, self.weight.device)
-        self._container = BASE_FORMATS.get(self.product_dtype)
+        self._container = BASE_FORMATS.get(self.product_dtype, torch.float32)
+        self.largest: Tensor
         if self.recipe.delayed:
             gradient, activation = self.recipe.dgrad[0], self.recipe.fprop[0]
             for operand, cast in (("activation", activation), ("weight", self.recipe.fprop[1]), ("gradient", gradient)):
                 history = AmaxHistory(self.recipe.history_length, cast.number_format, self.recipe.margin)
                 self.add_module(f"{operand}_history", history.to(device))
+        self._put_largest(self.weight.device)
 
     @classmethod
     def from_linear(
@@ -164,15 +169,29 @@ class FP8Linear(nn.Linear):
         if backend == "emulated":
             layer.product_dtype = _product_dtype(product_dtype, base_format, device)
             layer._container = BASE_FORMATS[layer.product_dtype]
-        for history in layer.children():
-            assert isinstance(history, AmaxHistory)
+        for history in layer.histories():
             history.to_empty(device=device)
             history.reset()
+        layer._put_largest(device)
         return layer.train(linear.training)
 
-    # Opaque to torch.compile, which would fuse what must be rounded one operation at a time, and cannot see the compiled
-    # routine; the model around the layers is compiled all the same.
-    @torch.compiler.disable
+    def _put_largest(self, device: torch.device) -> None:
+        """Keep the largest numbers of the operands' formats on the device, where native scales are computed."""
+        if self.backend == "native":
+            largest = [
+                cast.number_format.largest / 2.0**self.recipe.margin for cast in (*self.recipe.fprop, self.recipe.dgrad[0])
+            ]
+            self.register_buffer("largest", torch.tensor(largest, device=device), persistent=False)
+
+    def history_of(self, operand: str) -> AmaxHistory | None:
+        """Delayed scaling's state for an operand; None in other recipes."""
+        history = self._modules.get(f"{operand}_history")
+        return history if isinstance(history, AmaxHistory) else None
+
+    def histories(self) -> list[AmaxHistory]:
+        """Delayed scaling's state for activation, weight and gradient; empty in other recipes."""
+        return [module for module in self._modules.values() if isinstance(module, AmaxHistory)]
+
     def forward(self, input: Tensor) -> Tensor:
         """The layer.
 
@@ -182,10 +201,22 @@ class FP8Linear(nn.Linear):
         Returns:
             Shape (…, out_features), in the base format.
         """
+        if self.backend == "emulated":
+            return self._emulated(input)
+        x = input.to(BASE_FORMATS[self.base_format])
+        with no_autocast(x.device.type):
+            out = native_products.linear(x.reshape(-1, self.in_features), self)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    # Opaque to torch.compile, which would fuse what must be rounded one operation at a time, and cannot see the compiled
+    # routine; the model around the layers is compiled all the same.
+    @torch.compiler.disable
+    def _emulated(self, input: Tensor) -> Tensor:
+        """`forward` on a format's grid."""
         x = input.to(BASE_FORMATS[self.base_format])
         rows = x.reshape(-1, self.in_features)
         learns = torch.is_grad_enabled()
-        with _no_autocast(x.device.type):
+        with no_autocast(x.device.type):
             out = _ThreeProducts.apply(rows, self.weight, self.bias, self, learns)
         return out.view(*x.shape[:-1], self.out_features)
 
@@ -206,10 +237,8 @@ class FP8Linear(nn.Linear):
             contracted: the dimension that the product sums over.
             updates: whether delayed scaling takes in the tensor's amax.
         """
-        history = self._modules.get(f"{operand}_history")
-        container = self._container or cast.number_format.dtype
-        assert container is not None
-        if isinstance(history, AmaxHistory):
+        history, container = self.history_of(operand), self._container
+        if history is not None:
             # A copy, since the update below is in place and the scale is needed until the backward pass.
             scale = float(history.scale) if tensor.device.type == "cpu" else history.scale.clone()
             quantized = quantize(tensor, cast, contracted=contracted, container=container, scale=scale)
@@ -223,7 +252,7 @@ class FP8Linear(nn.Linear):
 
 
 class _ThreeProducts(torch.autograd.Function):
-    """fprop, dgrad and wgrad of one layer; see the module docstring for the order of operations."""
+    """fprop, dgrad and wgrad of one emulated layer; see the module docstring for the order of operations."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: FP8Linear, learns: bool) -> Tensor:
@@ -260,7 +289,7 @@ class _ThreeProducts(torch.autograd.Function):
         gradient = gradient.contiguous()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
-        with _no_autocast(gradient.device.type):
+        with no_autocast(gradient.device.type):
             along_out: Quantized | None = None
             if needs_x:
                 along_out = layer.quantize_operand("gradient", gradient, recipe.dgrad[0], 1, True)
@@ -277,12 +306,6 @@ class _ThreeProducts(torch.autograd.Function):
             if needs_bias:
                 grad_bias = gradient.sum(0).to(ctx.dtypes[1])
         return grad_x, grad_weight, grad_bias, None, None
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast would cast operands that are to stay as they are; entering its context takes time, so only where it is on."""
-    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if on else nullcontext()
 
 
 def _save(ctx: Any, *operands: Quantized | Tensor | None) -> None:
@@ -322,23 +345,20 @@ def _again(layer: FP8Linear, operand: str, tensor: Tensor, first: Quantized, bef
 
 
 def _product(a: Quantized | Tensor, b: Quantized | Tensor, transposed: tuple[bool, bool], layer: FP8Linear) -> Tensor:
-    """One product, descaled, in the base format.
+    """One emulated product, descaled, in the base format.
 
     Args:
         a: left operand; a tensor if it stays in high precision.
         b: right operand.
         transposed: whether each is to be transposed.
-        layer: for formats and backend.
+        layer: for formats.
     """
     base = BASE_FORMATS[layer.base_format]
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         assert isinstance(a, Tensor) and isinstance(b, Tensor)
         left, right = (m.t() if flip else m for m, flip in zip((a, b), transposed, strict=True))
-        wide = layer._container or base
-        return (left.to(wide) @ right.to(wide)).to(base)
+        return (left.to(layer._container) @ right.to(layer._container)).to(base)
     left, right = (m.values.t() if flip else m.values for m, flip in zip((a, b), transposed, strict=True))
-    if layer._container is None:
-        return _native_product(a, b, left, right, transposed, base)
     if a.dequantized:
         return (left @ right).to(base)
     if left.device.type == "cpu":
@@ -347,22 +367,6 @@ def _product(a: Quantized | Tensor, b: Quantized | Tensor, transposed: tuple[boo
     # Elsewhere alpha would make the processor wait for the scales; so the sum comes out in FP32 and is descaled there.
     wide_sum = torch.mm(left, right, out_dtype=torch.float32) if left.dtype != torch.float32 else left @ right
     return wide_sum.div_(a.scale).div_(b.scale).to(base)
-
-
-def _native_product(
-    a: Quantized, b: Quantized, left: Tensor, right: Tensor, transposed: tuple[bool, bool], base: torch.dtype
-) -> Tensor:
-    """One product by ``torch._scaled_mm``: the left operand row-major, the right one column-major, inverse scales in FP32."""
-    scales = [torch.as_tensor(m.scale, dtype=torch.float32, device=left.device) for m in (a, b)]
-    inverse_a, inverse_b = (
-        (scale.t() if flip and scale.ndim == 2 else scale).reciprocal() for scale, flip in zip(scales, transposed, strict=True)
-    )
-    if inverse_a.ndim == 2:  # a scale a row: (rows, 1) and (1, columns); one scale for the other operand is repeated
-        inverse_a = inverse_a.expand(left.shape[0], 1).contiguous()
-        inverse_b = inverse_b.expand(1, right.shape[1]).contiguous()
-    return torch._scaled_mm(
-        left.contiguous(), right.t().contiguous().t(), inverse_a, inverse_b, out_dtype=base, use_fast_accum=False
-    )
 
 
 def _check_choice(key: str, value: str, known: Any) -> None:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from vitfp8.precision.formats import round_and_count, sqnr
 from vitfp8.precision.fp8_linear import FP8Linear, Observer
 from vitfp8.precision.layers import LowPrecisionLinear
-from vitfp8.precision.quantizer import Quantized, quantize
-from vitfp8.precision.recipes import Cast, Recipe
+from vitfp8.precision.quantizer import Quantized
 
 OPERANDS = ("activation", "weight", "gradient")
 
@@ -84,9 +83,8 @@ class HealthSampler:
 
     def __init__(self, model: nn.Module, every: int, gradient_scale: Callable[[torch.device], Tensor | None]) -> None:
         self.every = every
-        # torchao's layers carry a recipe as ours do
         self.layers: dict[str, nn.Module] = {
-            name: module for name, module in model.named_modules() if isinstance(getattr(module, "recipe", None), Recipe)
+            name: module for name, module in model.named_modules() if isinstance(module, FP8Linear)
         } or {
             name: module
             for name, module in model.named_modules()
@@ -119,10 +117,8 @@ class HealthSampler:
         for index, layer in enumerate(self.layers.values()):
             if isinstance(layer, FP8Linear):
                 layer.observer = self._fp8_observer(step, index, layer)
-            elif isinstance(layer, LowPrecisionLinear):
-                handles.append(layer.register_forward_hook(self._forward_hook(step, index)))
             else:
-                handles.append(layer.register_forward_hook(self._torchao_hook(step, index)))
+                handles.append(layer.register_forward_hook(self._forward_hook(step, index)))
         try:
             yield
         finally:
@@ -154,25 +150,6 @@ class HealthSampler:
             self._keep(step, index, "weight", measure(module.weight, format, saturate=False))
             if output.requires_grad:
                 output.register_hook(lambda gradient: self._keep_gradient(step, index, format, gradient))
-
-        return hook
-
-    def _torchao_hook(self, step: int, index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        """Quantises what a layer of torchao is about to quantise, by the same recipe, and measures it."""
-
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            recipe, weight = module.recipe, module.weight
-            assert isinstance(recipe, Recipe) and isinstance(weight, Tensor)
-
-            def look(operand: str, tensor: Tensor, cast: Cast) -> None:
-                matrix = tensor.detach().reshape(-1, tensor.shape[-1])
-                scale = quantize(matrix, cast, contracted=1, container=torch.float32).scale_of_each()
-                self._keep(step, index, operand, measure(matrix, cast.format, scale))
-
-            look("activation", inputs[0], recipe.fprop[0])
-            look("weight", weight, recipe.fprop[1])
-            if output.requires_grad:
-                output.register_hook(lambda gradient: look("gradient", gradient, recipe.dgrad[0]))
 
         return hook
 

@@ -6,7 +6,7 @@ Outside this room nobody names a dtype. The trainer gets a `PreparedPrecision`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +16,15 @@ from torch import Tensor, nn
 from vitfp8.catalog import PRECISIONS as PRECISION_NAMES
 from vitfp8.params import InputError
 from vitfp8.precision.capability import has_native_products, native_support, set_tf32
-from vitfp8.precision.fp8_linear import BASE_FORMATS, FP8Linear
+from vitfp8.precision.fp8_linear import FP8Linear
 from vitfp8.precision.health import HealthSampler
 from vitfp8.precision.layers import Arithmetic, attention_kernel, replace_layers
+from vitfp8.precision.native_products import divisor
 from vitfp8.precision.recipes import Recipe, recipe_named
 from vitfp8.precision.rows import layer_rows, products_of
-from vitfp8.precision.torchao_layers import TORCHAO_RECIPES, convert_with_torchao, torchao_version
 
 #: Below this loss scale FP16 training has collapsed: gradients overflow although they are not scaled up at all.
 SMALLEST_LOSS_SCALE = 1.0
-
-#: in_features, out_features and rows (batch × tokens) of a linear layer.
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,6 @@ def choose_backend(
     *,
     recipe: str = "tensorwise",
     base: str = "bf16",
-    shapes: Sequence[Shape] = (),
 ) -> tuple[str, str]:
     """``native`` or ``emulated``, and the reason; refuses what the parameters do not allow.
 
@@ -83,16 +79,13 @@ def choose_backend(
         backend: ``auto``, ``native`` or ``emulated``.
         recipe: how FP8 scales its operands.
         base: what everything outside the FP8 products follows.
-        shapes: of the layers that FP8 would convert; one that cannot run natively makes all of them emulated, never some.
 
     Raises:
         InputError: native products were demanded and the device has none, or emulation makes no sense.
     """
     row = PRECISIONS[requested]
     if row.scaled:
-        # sixteen divides every size that matters: without shapes only the device is asked
-        answers = [native_support(recipe, device, *shape, base_format=base) for shape in shapes or [(16, 16, 16)]]
-        has, reason = next((answer for answer in answers if not answer[0]), answers[0])
+        has, reason = native_support(recipe, device, base_format=base)
     else:
         has, reason = has_native_products(row.format, device)
     if backend == "emulated":
@@ -208,9 +201,6 @@ def _fp8_candidates(model: nn.Module) -> dict[str, nn.Linear]:
 def _convert_to_fp8(model: nn.Module, recipe: Recipe, base: str, backend: str) -> str:
     """Put FP8 layers, which share the parameters, in place of the candidates; returns the dtype that multiplies."""
     product_dtype = ""
-    if backend == "native" and recipe.name in TORCHAO_RECIPES:
-        convert_with_torchao(model, list(_fp8_candidates(model)), recipe, BASE_FORMATS[base])
-        return "fp8"
     for name, linear in _fp8_candidates(model).items():
         layer = FP8Linear.from_linear(linear, recipe=recipe.name, base_format=base, backend=backend)
         model.set_submodule(name, layer)
@@ -267,7 +257,7 @@ def prepare(
         loss_scale_interval: good steps until it is doubled.
         fp8_recipe: how FP8 scales its operands; see `vitfp8.precision.recipes`.
         base_precision: what everything outside the FP8 products follows.
-        rows: batch × tokens of a step, which native FP8 products need divisible by 16.
+        rows: batch × tokens of a step; the report says where native FP8 products pad them.
         health_every: steps between samples of numeric health; 0: never.
 
     Returns:
@@ -278,8 +268,7 @@ def prepare(
     """
     row = PRECISIONS[requested]
     report: dict[str, Any] = {"requested": requested, "effective": row.format}
-    shapes = [(layer.in_features, layer.out_features, rows) for layer in _fp8_candidates(model).values()] if row.scaled else []
-    chosen, reason = choose_backend(requested, device, backend, recipe=fp8_recipe, base=base_precision, shapes=shapes)
+    chosen, reason = choose_backend(requested, device, backend, recipe=fp8_recipe, base=base_precision)
     report |= {"backend": chosen, "reason": reason}
     base = PRECISIONS[base_precision] if row.scaled else row
     arithmetic = _arithmetic(requested, device, backend, base_precision)
@@ -291,8 +280,10 @@ def prepare(
         recipe = recipe_named(fp8_recipe)
         report |= {"recipe": recipe.name, "base": base.format, "base_backend": "emulated" if base_emulated else "native"}
         product_dtype = _convert_to_fp8(model, recipe, base.format, chosen)
-        if chosen == "native" and recipe.name in TORCHAO_RECIPES:
-            report["reason"] = f"{reason}; through torchao {torchao_version()}, without fast accumulation"
+        if chosen == "native":
+            missing = -rows % divisor(recipe)
+            padding = f"; {rows} rows are padded to {rows + missing}" if missing else ""
+            report["reason"] = f"{reason}; without fast accumulation{padding}"
     replace_layers(model, arithmetic)
     report |= {
         "product_dtype": product_dtype,

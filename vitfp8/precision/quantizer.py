@@ -16,6 +16,7 @@ What comes out
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,25 +34,27 @@ _LARGEST_FLOAT = torch.finfo(torch.float32).max
 # ------------------------------------------------------------------------------------------------ scales
 
 
-def scale_from_amax(amax: Tensor, number_format: NumberFormat, rule: str) -> Tensor:
+def scale_from_amax(amax: Tensor, number_format: NumberFormat, rule: str, largest: Tensor | None = None) -> Tensor:
     """The scale that moves an amax to the top of a format.
 
     Args:
         amax: float32, any shape, not negative; may hold infinities and NaN.
         number_format: the target.
         rule: ``amax`` or one of `POWER_OF_TWO_RULES`.
+        largest: the format's largest number as a zero-dimensional tensor, where there is one on the device already.
 
     Returns:
         float32 scales of the same shape, positive and finite: 1 where the amax is zero or not finite, but 2¹²⁷ (E8M0 byte
         0) where an MX block is all zeros.
     """
-    usable = torch.isfinite(amax)
     if rule in ("amax", "amax_pow2"):
-        scale = _quotient(number_format.largest, amax).clamp_max(_LARGEST_FLOAT)
-        if rule == "amax_pow2":
-            scale = (scale.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32)
-        usable = usable & (amax > 0)
-    elif rule == "mx_floor":
+        # few operations, since each is a launch on a GPU: an amax of 0 becomes the largest number, hence scale 1; an infinite or
+        # unknown amax gives 0 or NaN, hence 1; a scale beyond float32 its largest number
+        amax = torch.nn.functional.threshold(amax, 0.0, number_format.largest)
+        scale = _quotient(number_format.largest if largest is None else largest, amax)
+        scale = torch.nn.functional.threshold(scale.nan_to_num(nan=1.0, posinf=_LARGEST_FLOAT), 0.0, 1.0)
+        return (scale.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32) if rule == "amax_pow2" else scale
+    if rule == "mx_floor":
         byte = ((amax.view(torch.int32) >> 23) - number_format.largest_exponent).clamp_min(0)
         scale = _power_of_two(254 - byte)
     elif rule == "mx_rceil":
@@ -62,7 +65,7 @@ def scale_from_amax(amax: Tensor, number_format: NumberFormat, rule: str) -> Ten
         scale = _power_of_two(254 - byte)
     else:
         raise InputError(f"scale rule {rule!r} does not follow from one amax; {suggest(rule, SCALE_RULES)}")
-    return torch.where(usable, scale, 1.0)
+    return torch.where(torch.isfinite(amax), scale, 1.0)
 
 
 def _quotient(numerator: Tensor | float, denominator: Tensor | float) -> Tensor:
@@ -121,7 +124,7 @@ class AmaxHistory(torch.nn.Module):
         """Take in the amax of the pass that has just used `scale`, and compute the scale of the next one.
 
         Args:
-            amax: of the unscaled tensor: a zero-dimensional tensor on the buffers' device, or a float if that is a processor.
+            amax: of the unscaled tensor: a tensor of one element on the buffers' device, or a float if that is a processor.
         """
         if isinstance(amax, float):
             if not math.isfinite(amax):
@@ -133,13 +136,28 @@ class AmaxHistory(torch.nn.Module):
             if most > 0:
                 self.scale.fill_(min(self.largest / most, _LARGEST_FLOAT))
             return
-        finite = torch.isfinite(amax)
-        shifted = self.history.roll(1)
-        shifted[0] = amax
-        self.history.copy_(torch.where(finite, shifted, self.history))
-        largest = self.history.amax()
-        scale = _quotient(self.largest, largest).clamp_max(_LARGEST_FLOAT)
-        self.scale.copy_(torch.where(finite & (largest > 0), scale, self.scale))
+        update_histories([self], [amax], torch.full((1,), self.largest, device=self.history.device))
+
+
+@torch.no_grad()
+def update_histories(histories: Sequence[AmaxHistory], amaxes: Sequence[Tensor], largest: Tensor) -> None:
+    """Take in the amaxes of several operands at once: a dozen operations whatever their number, and none is waited for.
+
+    Args:
+        histories: of equal length.
+        amaxes: of the unscaled tensors, one element each.
+        largest: float32 [histories], their `AmaxHistory.largest`.
+    """
+    before = torch.stack([each.history for each in histories])
+    amax = torch.cat([each.view(1) for each in amaxes]).view(-1, 1)
+    # without a finite amax a history stays as it was, and so does the scale that follows from it
+    history = torch.where(amax < math.inf, torch.cat((amax, before[:, :-1]), dim=1), before)
+    most = history.amax(dim=1)
+    scale = (largest / most).clamp_max(_LARGEST_FLOAT)
+    scale = torch.where(most > 0, scale, torch.stack([each.scale for each in histories]))
+    torch._foreach_copy_(
+        [*(each.history for each in histories), *(each.scale for each in histories)], [*history.unbind(), *scale.unbind()]
+    )
 
 
 # ------------------------------------------------------------------------------------------------ quantising
@@ -197,8 +215,7 @@ def quantize(
         tensor: matrix, float32 or bfloat16.
         cast: what to do.
         contracted: the dimension that the product will sum over, 0 or 1; rows and pieces lie along it.
-        container: dtype of the values: float32 or bfloat16; or the format's own dtype, for native products, which always holds
-            grid values.
+        container: dtype of the values: float32 or bfloat16.
         scale: the scale of delayed scaling, zero-dimensional or a float; needed when the rule is ``history``.
 
     Returns:
@@ -212,11 +229,6 @@ def quantize(
     number_format = cast.number_format
     if cast.power_of_two:
         block = cast.block(shape, contracted)
-        if container == number_format.dtype:
-            x = tensor.float()
-            scales = scale_from_amax(_block_amax(x, block), number_format, cast.rule)
-            values = _clamp(x * _spread(scales, block, x.shape), number_format).to(container)
-            return Quantized(values=values, scale=scales, block=block, dequantized=False)
         if compiled is not None:
             values, scales = compiled.blocks(tensor, number_format, container, block, cast.rule)
         else:
@@ -230,9 +242,7 @@ def quantize(
         return Quantized(values=values, scale=used, block=shape, dequantized=False, amax=amax)
     largest = amax_of(tensor)
     factor = scale_from_amax(largest, number_format, "amax") if scale is None else scale
-    values = _clamp(tensor.float() * factor, number_format)
-    if container != number_format.dtype:
-        values = round_in_range(values, number_format)
+    values = round_in_range(_clamp(tensor.float() * factor, number_format), number_format)
     return Quantized(values=values.to(container), scale=factor, block=shape, dequantized=False, amax=largest)
 
 

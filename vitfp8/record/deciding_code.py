@@ -47,10 +47,10 @@ _TRAINING = (
     "precision/fp8_linear.py",
     "precision/health.py",
     "precision/layers.py",
+    "precision/native_products.py",
     "precision/policy.py",
     "precision/quantizer.py",
     "precision/recipes.py",
-    "precision/torchao_layers.py",
     "pretrained.py",
     "trainer.py",
 )

@@ -33,7 +33,6 @@ _PACKAGES = (
     "ipykernel",
     "scikit-learn",
     "pillow",
-    "torchao",
 )
 
 #: What of a checkout runs: its uncommitted changes enter a record, and nothing else of the repository does.

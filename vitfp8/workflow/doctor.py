@@ -173,20 +173,6 @@ def _precisions() -> Iterator[Line]:
         yield Line(finding.level, finding.subject, "precision", finding.text)
 
 
-def _native_fp8() -> Iterator[Line]:
-    """The library through which FP8 runs on NVIDIA hardware."""
-    if _has("torchao"):
-        yield Line("ok", "torchao", "native FP8 on NVIDIA GPUs", _version("torchao"))
-    else:
-        yield Line(
-            "missing",
-            "torchao",
-            "native FP8 on NVIDIA GPUs",
-            "not installed; emulation needs nothing",
-            "pip install 'vitfp8[fp8]'",
-        )
-
-
 def _compiler() -> Iterator[Line]:
     """The C++ compiler of our own routines, and whether torch.compile finds what it needs on the device."""
     feature = "fast emulated FP8 and FP16 on processors"
@@ -447,6 +433,6 @@ def _kernel() -> Iterator[Line]:
 
 #: Every check, in the order of the table.
 CHECKS: tuple[Callable[[], Iterator[Line]], ...] = (
-    _python, _torch, _modules, _files, _kernel, _precisions, _native_fp8, _compiler, _report, _git, _power_readings, _awake,
+    _python, _torch, _modules, _files, _kernel, _precisions, _compiler, _report, _git, _power_readings, _awake,
     _data, _places, _machine, _shared_memory, _terminal,
 )  # fmt: skip

@@ -31,7 +31,7 @@ DECIDING = {
 }
 
 #: Packages whose version may decide bits.
-DECIDING_PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "torchao")
+DECIDING_PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 #: Differences that are listed.
 LISTED = 3
