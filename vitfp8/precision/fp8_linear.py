@@ -43,9 +43,9 @@ Backends
     ``emulated`` runs anywhere. Its products are BF16 or FP32 (`FP8Linear.product_dtype`), whichever the processor is fast
     at; both are exact on the grid. The quantisers are a compiled routine where there is a compiler
     (`vitfp8.precision.cpu_quantizer`) and eager PyTorch elsewhere, with the same bits. ``native`` stores the operands in
-    FP8 dtypes and calls ``torch._scaled_mm`` (`vitfp8.precision.native_products`): NVIDIA hardware with FP8 products, and, but for MX,
-    PyTorch's reference on a processor, by which the tests compare both. Native delayed scaling moves on at the end of the
-    backward pass, emulated with each operand: after both passes their state is the same. Ask
+    FP8 dtypes and calls ``torch._scaled_mm`` (`vitfp8.precision.native_products`): NVIDIA hardware with FP8
+    products, and, except for MX, PyTorch's reference on a processor, by which the tests compare both. Native delayed
+    scaling moves on at the end of the backward pass, emulated with each operand; then their state is the same. Ask
     `vitfp8.precision.capability.native_support` first.
 
 What was decided against
