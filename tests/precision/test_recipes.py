@@ -12,6 +12,7 @@ from torch import Tensor
 from vitfp8.params import InputError
 from vitfp8.precision import cpu_quantizer
 from vitfp8.precision.formats import FORMATS, encode_e8m0, round_to_format, sqnr
+from vitfp8.precision.native_products import store
 from vitfp8.precision.quantizer import AmaxHistory, amax_of, quantize, scale_from_amax
 from vitfp8.precision.recipes import RECIPES, Cast, recipe_named
 
@@ -341,14 +342,16 @@ def test_blocks_follow_the_contracted_dimension() -> None:
         assert cast.block((300, 200), contracted) == block
 
 
-def test_a_native_container_holds_the_same_grid_values() -> None:
-    x = spread_matrix(40, 64, torch.float32)
+def test_a_native_operand_holds_the_same_grid_values() -> None:
+    x = spread_matrix(64, 64, torch.float32)
     for cast in EVERY_CAST:
-        given = 3.0 if cast.rule == "history" else None
-        native = quantize(x, cast, container=cast.number_format.dtype, scale=given)  # type: ignore[arg-type]
-        assert native.values.dtype == cast.number_format.dtype
-        assert torch.equal(native.grid(), quantize(x, cast, scale=given).grid())
-        assert torch.equal(native.dequantize(), quantize(x, cast, scale=given).dequantize())
+        scale = torch.tensor(3.0) if cast.rule == "history" else None
+        for contracted in (0, 1):
+            native = store(x, cast, contracted, torch.tensor(cast.number_format.largest), scale)
+            emulated = quantize(x, cast, contracted=contracted, scale=scale)
+            assert native.values.dtype == cast.number_format.dtype
+            assert torch.equal(native.values.float(), emulated.grid() if contracted else emulated.grid().t())
+            assert torch.equal(native.scale, torch.as_tensor(emulated.scale).view(native.scale.shape))
 
 
 def test_the_input_is_left_alone_and_need_not_be_contiguous(quantizer: str) -> None:
