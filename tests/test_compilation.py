@@ -162,6 +162,29 @@ def test_a_compiled_model_sees_one_batch_size_and_compiling_leaves_no_trace(
         assert compiled.trainer.history[0][key] == pytest.approx(eager.trainer.history[0][key], rel=1e-5)
 
 
+@pytest.mark.parametrize("experiment", ["BaseFP32", "AugmFP32"])
+def test_everything_is_compiled_before_the_first_epoch(
+    prepared: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, experiment: str
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    def trace(model: nn.Module, compilation: Compilation) -> Callable[[Tensor], Tensor]:
+        return torch.compile(model, backend=backend, dynamic=False)
+
+    monkeypatch.setattr("vitfp8.trainer.compile_model", trace)
+    torch.compiler.reset()
+    trainer = prepared(experiment, epochs=1, depth=1, torch_compile=True).trainer
+    trainer._compile_ahead()
+    assert len(graphs) == 2, "training and evaluation, each in one graph"
+    trainer.train()
+    trainer.validate("test")
+    assert len(graphs) == 2
+
+
 def test_a_record_says_what_ran(prepared: Callable[..., Experiment]) -> None:
     precision = prepared(torch_compile="auto", device="cpu").record().precision
     assert precision is not None
