@@ -47,7 +47,7 @@ NULLABLE = {
     "patch_size", "embed_dim", "depth", "num_heads", "in_channels", "micro_batch_size", "gradient_clip", "threads", "data_dir",
     "pretrained_file", "checkpoint_every", "checkpoint_minutes", "run_folder", "source_run",
 }  # fmt: skip
-FLAGS = {"download", "pretrained", "deterministic", "powermetrics", "sensitivity", "export", "torch_compile"}
+FLAGS = {"download", "pretrained", "deterministic", "powermetrics", "sensitivity", "export", "torch_compile", "cuda_graphs"}
 LISTS = {"formats", "granularities", "operands"}
 PRECISION_WORDS = {
     "fp32": "fp32", "32": "fp32", "32-true": "fp32", "float32": "fp32", "tf32": "tf32", "bf16": "bf16", "bf16-mixed": "bf16",
@@ -66,7 +66,7 @@ def rightly(key: str, stated: Any, accepted: Any) -> bool:
     if stated is None:
         return accepted is None and key in NULLABLE
     if key in FLAGS:
-        return stated is accepted
+        return stated is accepted or (key == "torch_compile" and stated == accepted == "auto")
     if key in LISTS:
         return stated == accepted and all(type(name) is str for name in accepted)
     if key in ("precision", "base_precision"):
