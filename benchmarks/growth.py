@@ -4,7 +4,7 @@ Protocol: each point runs in a process of its own, whose peak is the largest res
 timed as the median of several after an untimed warm-up; a training and a reading of records are timed once. Beside each series
 stands the slope of a line through the logarithms: 1 is linear, less is better. Models are ordered by their FLOPs.
 
-    python benchmarks/growth.py [SERIES …] [--threads 2] [--figure docs/images/growth.png] [--json FILE]
+    python benchmarks/growth.py [SERIES …] [--threads 2] [--figure growth.png] [--json FILE]
 """
 
 from __future__ import annotations
