@@ -4,10 +4,10 @@ A step here is forward, backward, clipping and AdamW of images that are on the d
 process and take turns, a block of steps each; each does 20 untimed steps first, of which the first one's excess is what
 compiling took; then at least 50 are timed by CUDA events. A block during which the driver names heat or a power brake as a
 reason for the clocks is rejected and done again. The table holds images a second, the ratio to plain FP32 over blocks, the peak
-of tensors that a side adds, joules an image (the driver's counter), and the model FLOPs utilisation against products of the
+of tensors that a side adds, joules per image (the driver's counter), and the model FLOPs utilisation against products of the
 model's own shapes in the side's format. Clocks, power limit and driver stand above it.
 
-Unverified: nobody has run it on a GPU yet. On a processor (``--device cpu``) it runs for the sake of its tests.
+Unverified: nobody has run it on a GPU yet. On a processor (``--device cpu``) it runs only so that it can be tested.
 
     python benchmarks/training_step.py --device cuda [--size tiny|small|base]… [--steps 50] [--json FILE]
 """
@@ -61,7 +61,7 @@ class Side:
         step: does one.
         compile_seconds: what the first step took beyond the others.
         peak_bytes: largest size of the tensors that it adds.
-        blocks: milliseconds a step, one value a block.
+        blocks: milliseconds per step, one value per block.
         joules: of all blocks; None where the driver has no counter.
         rejected: blocks that were thrown away.
         deterministic: whether only algorithms that repeat are allowed.
@@ -337,7 +337,7 @@ def measure(size: str, device: torch.device, batch: int, steps: int, given: dict
     peaks = product_peaks(params, device, card)
     sides = list(sides_of(params, device, card))
     time_sides(sides, card, steps)
-    print(f"\n{size}, batch {batch}, {flops / 1e9:.3g} GFLOP a step; {card.facts()}")
+    print(f"\n{size}, batch {batch}, {flops / 1e9:.3g} GFLOP per step; {card.facts()}")
     print("products of a block: " + ", ".join(f"{name} {peak / 1e12:.3g} TFLOP/s" for name, peak in peaks.items()))
     print(f"{'side':42}{'images/s':>10}{'to plain':>10}{'MFU':>7}{'MiB':>8}{'J/image':>9}{'compile s':>11}{'rejected':>10}")
     base = next((side for side in sides if side.name == "plain fp32, eager"), sides[0])
@@ -368,7 +368,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", action="append", choices=SIZES, help="repeatable; default: all")
-    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--batch", type=int, default=128, help="images per step")
     parser.add_argument("--steps", type=int, default=50, help="timed steps of each side, at least")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     options = parser.parse_args()

@@ -314,7 +314,7 @@ def table(size: str, peaks: dict[str, float], options: argparse.Namespace) -> di
             print(f"{name:22}left out: torchao is not installed; pip install torchao", flush=True)
             continue
         if "bf16" in theirs and "bf16" not in peaks:
-            print(f"{name:22}left out: this processor has no BF16 products, and autocast would take minutes a step", flush=True)
+            print(f"{name:22}left out: this processor has no BF16 products, and autocast would take minutes per step", flush=True)
             continue
         found = results[name] = compare(name, size, options)
         mfu = flops / found["seconds"] / 1e9 / peaks[found["product_dtypes"][0]] if options.clock == "wall" else float("nan")

@@ -15,6 +15,9 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "vitfp8"
 
+#: Rooms that whatever prepares a model on data and records it needs.
+TRAINS = {"catalog", "params", "home", "record", "data", "model", "precision", "monitor", "memory"}
+
 #: Room → rooms that it may import. Anything else is a wall.
 MAY_IMPORT = {
     "catalog": set(),
@@ -31,36 +34,9 @@ MAY_IMPORT = {
     "memory": {"params"},
     "compilation": {"params", "precision"},
     "trainer": {"params", "data", "model", "precision", "checkpoint", "compilation", "memory"},
-    "experiment": {
-        "catalog",
-        "params",
-        "home",
-        "record",
-        "data",
-        "model",
-        "precision",
-        "monitor",
-        "checkpoint",
-        "trainer",
-        "compilation",
-        "memory",
-    },
+    "experiment": TRAINS | {"checkpoint", "trainer", "compilation"},
     "trained_model": {"precision", "catalog", "params", "record", "model", "checkpoint", "experiment"},
-    "quantize": {
-        "catalog",
-        "params",
-        "home",
-        "quantize_params",
-        "record",
-        "data",
-        "model",
-        "precision",
-        "monitor",
-        "checkpoint",
-        "experiment",
-        "memory",
-        "trained_model",
-    },
+    "quantize": TRAINS | {"quantize_params", "checkpoint", "experiment", "trained_model"},
     "analysis": {"catalog", "params", "quantize_params", "home", "record"},
     # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor; a repeat
     # compares last weights, which only a checkpoint knows how to load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +210,8 @@ def test_the_kernels_of_a_study_are_told_that_one_precision_is_emulated(
         experiment_module, "who_multiplies", lambda p: ("cuda", "emulated" if p.precision == "fp8" else "native", "")
     )
     assert study_variables(native) == {}
+    new = [dataclasses.replace(run, output=tmp_path / "new" / run.output.name) for run in native]
+    assert study_variables(new) == {}, "a study that has no folder yet"
     assert study_variables(mixed) == {STUDY_RUNS_EAGERLY: "fp8 of the same study is emulated here"}
     earlier = make_record("BaseFP8")
     assert earlier.precision is not None

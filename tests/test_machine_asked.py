@@ -147,6 +147,8 @@ def test_what_auto_comes_to_on_cuda_is_said_before_a_batch(
     runs = [smoke_params("BaseFP32"), smoke_params("BaseFP8")]
     (found,) = preflight._compilation(runs)
     assert (found.level, found.subject, found.text) == (level, "compile", words)
+    (with_graphs,) = preflight._compilation([run.model_copy(update={"cuda_graphs": True}) for run in runs])
+    assert with_graphs.level == ("ok" if level == "ok" else "refusal")
     monkeypatch.setattr(experiment, "who_multiplies", lambda params: ("cpu", "native", ""))
     assert preflight._compilation(runs) == []
 

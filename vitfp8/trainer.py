@@ -248,7 +248,7 @@ class ViTTrainer:
         self.sums.seconds += time.perf_counter() - started
 
     def _compile_ahead(self) -> None:
-        """Compile everything that the epochs call, before the first one: its time is no training's, and enters no throughput.
+        """Compile everything that the epochs call, before the first one; its time is recorded apart and enters no throughput.
 
         What is compiled runs once on images of the training and leaves no trace: gradients are discarded, and buffers and random
         generators are put back.

@@ -32,7 +32,7 @@ from vitfp8.precision.capability import (
 
 CPU = torch.device("cpu")
 
-#: Machine → what it multiplies in natively, of FP16, BF16, TF32 and FP8 with one scale a tensor.
+#: Machine → what it multiplies in natively, of FP16, BF16, TF32 and FP8 with a per-tensor scale.
 NATIVE = {
     "x86 AVX2": "",
     "x86 AVX-512 BF16": "bf16",

@@ -1,6 +1,6 @@
 """What a machine can multiply in, and how that is known: the device that a parameter means, native formats, TF32's switches.
 
-Every answer comes with its reason in words, for the record and for whoever asks `vitfp8 check`. A `Machine` holds the facts that
+Every answer comes with its reason in words, for the record and for `vitfp8 check`. A `Machine` holds the facts that
 decide, and `this_machine` reads them. What follows from them (`native_products`, `fp8_products`, `has_kernels`) asks nothing
 else, so that a test and docs/hardware.md can describe a machine that is not there.
 """

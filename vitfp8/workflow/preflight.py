@@ -253,12 +253,14 @@ def _compilation(runs: Sequence[RunParams]) -> list[Finding]:
     if not open_choice:
         return []
     count = "1 run" if len(open_choice) == 1 else f"{len(open_choice)} runs"
-    if reason := why_eager(runs):
-        return [Finding("note", "compile", f"{count} will not be compiled: {reason}, and times must be comparable")]
+    reason = why_eager(runs)
     compiles, why = compiler_for("cuda")
-    if not compiles:
-        return [Finding("note", "compile", f"{count} will not be compiled: {why}")]
-    return [Finding("ok", "compile", f"{count} will be compiled ({why})")]
+    if reason is None and compiles:
+        return [Finding("ok", "compile", f"{count} will be compiled ({why})")]
+    words = f"{count} will not be compiled: {f'{reason}, and times must be comparable' if reason else why}"
+    if any(params.cuda_graphs for params in open_choice):
+        return [Finding("refusal", "compile", f"{words}; cuda_graphs: true needs that, set it to false")]
+    return [Finding("note", "compile", words)]
 
 
 def _arithmetic(runs: Sequence[RunParams]) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -64,6 +64,7 @@ class Batch:
         signal: the signal that stopped the batch, else None.
         message: what it waits for, in words.
         attempts: how often each run was started in this batch, by lab record.
+        variables: what every kernel's environment holds beside the runner's own.
     """
 
     planned: list[PlannedRun]
@@ -72,6 +73,7 @@ class Batch:
     signal: int | None = None
     message: str = ""
     attempts: dict[Path, int] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def exit_status(self) -> int:
@@ -108,7 +110,7 @@ def run_batch(
         if run.action == "keep":
             batch.results[run.output] = _result(run, note=run.why)
     idle = read_heat() if cooldown else Heat()
-    variables = study_variables(batch.planned)
+    batch.variables = study_variables(batch.planned)
     executed = False
     with listening() as signals:
         for run in [run for run in batch.planned if run.action != "keep"]:
@@ -120,7 +122,7 @@ def run_batch(
                 batch.current, batch.message = run, ""
                 batch.attempts[run.output] = attempt + 1
                 on_change(batch)
-                result, executed = _execute_run(run, batch, signals, timeout=timeout, on_change=on_change, variables=variables)
+                result, executed = _execute_run(run, batch, signals, timeout=timeout, on_change=on_change)
                 batch.results[run.output] = result
                 batch.current = None
                 on_change(batch)
@@ -148,7 +150,8 @@ def study_variables(planned: Sequence[PlannedRun]) -> dict[str, str]:
     if not any(experiment.resolve_device(params.device).type == "cuda" for params in runs):
         return {}
     reason = experiment.why_eager(runs)
-    for folder in {run.output.parent for run in planned} if reason is None else ():
+    folders = {run.output.parent for run in planned if run.output.parent.is_dir()}  # a new study has none yet
+    for folder in folders if reason is None else ():
         for _, record in load_records(folder)[0]:
             made_on = record.provenance.get("device_type")
             if record.precision is not None and record.precision.backend == "emulated" and made_on == "cuda":
@@ -162,20 +165,14 @@ def _cannot_get_better(result: RunResult) -> bool:
 
 
 def _execute_run(
-    planned: PlannedRun,
-    batch: Batch,
-    signals: Signals,
-    *,
-    timeout: float | None,
-    on_change: Callable[[Batch], None],
-    variables: Mapping[str, str],
+    planned: PlannedRun, batch: Batch, signals: Signals, *, timeout: float | None, on_change: Callable[[Batch], None]
 ) -> tuple[RunResult, bool]:
     """Execute one run; its result, and whether a kernel was started. What cannot be written fails this run alone."""
     try:
         with _lock(planned) as held:
             if not held:
                 return _result(planned, status="running", note="another command is running it"), False
-            return _execute_locked(planned, batch, signals, timeout=timeout, on_change=on_change, variables=variables)
+            return _execute_locked(planned, batch, signals, timeout=timeout, on_change=on_change)
     except JournalError as error:
         return _result(planned, status="failed", note=str(error)), True
     except OSError as error:
@@ -185,13 +182,7 @@ def _execute_run(
 
 
 def _execute_locked(
-    planned: PlannedRun,
-    batch: Batch,
-    signals: Signals,
-    *,
-    timeout: float | None,
-    on_change: Callable[[Batch], None],
-    variables: Mapping[str, str],
+    planned: PlannedRun, batch: Batch, signals: Signals, *, timeout: float | None, on_change: Callable[[Batch], None]
 ) -> tuple[RunResult, bool]:
     """The same while the run's lock is ours."""
 
@@ -231,7 +222,7 @@ def _execute_locked(
         signals=signals,
         timeout=timeout,
         while_waiting=lambda: on_change(batch),
-        variables=variables,
+        variables=batch.variables,
     )
     _write_down(planned, ended, timeout)
     result = _result(planned, note=ended.error or "")
