@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfp8.compilation import Compilation, compile_model
+from vitfp8.errors import InputError
 from vitfp8.experiment import set_determinism
 from vitfp8.model import create_model, decay_groups, forward_flops
-from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
+from vitfp8.params import Layer, RunParams, read_layer, validate
 from vitfp8.precision import prepare
 
 #: Size → what is trained: ViT-Ti, -S and -B at 224 pixels.
@@ -89,7 +90,7 @@ class Card:
         self.device = device
         self._probe: Any = None
         if device.type == "cuda":
-            from vitfp8.monitor.gpu import NVMLProbe
+            from vitfp8.monitor.nvidia import NVMLProbe
             from vitfp8.monitor.sampling import UnavailableError
 
             probe = NVMLProbe(torch.cuda.current_device())

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vitfp8.precision import cpu_quantizer
+from vitfp8.precision import rounding
 from vitfp8.precision.fp8_linear import FP8Linear
 
 SHAPES = ((192, 576), (192, 192), (192, 768), (768, 192))
@@ -105,7 +105,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    routine = cpu_quantizer.load()
+    routine = rounding.load()
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads")
     quantizer = routine.description if routine else "eager PyTorch"
     print(f"capability {torch.backends.cpu.get_cpu_capability()}; quantiser: {quantizer}")

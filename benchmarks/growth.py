@@ -96,7 +96,7 @@ def epochs(count: int) -> tuple[float, float]:
 
 def records(count: int) -> tuple[float, float]:
     """Reading, analysing and writing the tables of this many records."""
-    from vitfp8.analysis.metrics import load_results
+    from vitfp8.analysis.results import load_results
     from vitfp8.analysis.summary import write_report_files
 
     sys.path.insert(0, str(TOP))

@@ -11,6 +11,7 @@ every precision, are left out, and so is what a compiler fuses. The second step 
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitfp8.model import create_model
 from vitfp8.params import Layer, RunParams, read_layer, validate
-from vitfp8.precision import policy
+
+# the function `prepare` hides its module in the package
+policy: Any = importlib.import_module("vitfp8.precision.prepare")
 
 META = torch.device("meta")
 
@@ -66,7 +69,7 @@ def launches(precision: str, recipe: str = "", **changes: int) -> Counter[str]:
     """Operation → how often a step of ViT-Ti launches it.
 
     Args:
-        precision: a key of `vitfp8.precision.policy.PRECISIONS`.
+        precision: a key of `vitfp8.precision.prepare.PRECISIONS`.
         recipe: of FP8.
         changes: run parameters that differ: ``image_size``, ``patch_size``, ``batch_size``, ``depth`` and so on.
     """

@@ -31,7 +31,7 @@ FACTOR, FIXED = 1.02, 6.0
 SCRIPT = """
 import sys
 from vitfp8.experiment import prepare_experiment
-from vitfp8.workflow.plan import layers_for
+from vitfp8.run.plan import layers_for
 from vitfp8.params import validate
 
 experiment, preset, *pairs = sys.argv[1:]

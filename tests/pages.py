@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vitfp8.workflow.export import pdf
+from vitfp8.reporting import pdf
 
 needs_tex = pytest.mark.skipif(pdf.find_tex() is None, reason="no TeX on this machine")
 needs_poppler = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext on this machine")

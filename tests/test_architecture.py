@@ -16,59 +16,48 @@ TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "vitfp8"
 
 #: Rooms that whatever prepares a model on data and records it needs.
-TRAINS = {"catalog", "params", "home", "record", "data", "model", "precision", "monitor", "memory"}
+TRAINS = {"errors", "catalog", "params", "home", "record", "data", "model", "precision", "monitor", "memory"}
 
 #: Room → rooms that it may import. Anything else is a wall.
 MAY_IMPORT = {
-    "catalog": set(),
-    "params": {"catalog"},
-    "home": {"params"},
-    "quantize_params": {"catalog", "params"},
-    "record": {"catalog", "params", "quantize_params", "home"},
-    "data": {"catalog", "params", "home"},
-    "model": {"catalog", "params", "pretrained"},
-    "pretrained": {"params", "checkpoint"},
-    "precision": {"catalog", "params"},
-    "monitor": {"params"},
-    "checkpoint": {"params"},
-    "memory": {"params"},
-    "compilation": {"params", "precision"},
-    "trainer": {"params", "data", "model", "precision", "checkpoint", "compilation", "memory"},
+    "errors": set(),
+    "catalog": {"errors"},
+    "files": {"errors"},
+    "params": {"errors", "catalog"},
+    "home": {"errors", "params"},
+    "record": {"errors", "catalog", "params", "home"},
+    "data": {"errors", "catalog", "params", "home"},
+    "model": {"errors", "catalog", "params", "pretrained"},
+    "pretrained": {"errors", "params", "checkpoint"},
+    "precision": {"errors", "catalog", "params"},
+    "explore": {"errors", "precision", "params"},
+    "monitor": {"errors", "params"},
+    "checkpoint": {"errors", "params"},
+    "memory": {"errors", "params"},
+    "compilation": {"errors", "params", "precision"},
+    "trainer": {"errors", "params", "data", "model", "precision", "checkpoint", "compilation", "memory"},
     "experiment": TRAINS | {"checkpoint", "trainer", "compilation"},
-    "trained_model": {"precision", "catalog", "params", "record", "model", "checkpoint", "experiment"},
-    "quantize": TRAINS | {"quantize_params", "checkpoint", "experiment", "trained_model"},
-    "analysis": {"catalog", "params", "quantize_params", "home", "record"},
-    # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor; a repeat
-    # compares last weights, which only a checkpoint knows how to load
-    "workflow": {
-        "catalog",
-        "params",
-        "home",
-        "quantize_params",
-        "record",
-        "analysis",
-        "monitor",
-        "data",
-        "model",
-        "pretrained",
-        "checkpoint",
-        "compilation",
-        "precision",
-        "experiment",
-        "quantize",
-    },
-    "cli": {"catalog", "params", "home", "record", "analysis", "workflow", "monitor"},
+    "ptq": TRAINS | {"checkpoint", "experiment"},
+    "analysis": {"errors", "catalog", "params", "home", "record"},
+    # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor
+    "run": TRAINS | {"files", "analysis", "pretrained", "compilation", "experiment", "ptq"},
+    "reporting": {"errors", "params", "home", "files", "record", "analysis", "run"},
+    # a repeat compares last weights, which only a checkpoint knows how to load
+    "verify": {"errors", "catalog", "params", "home", "files", "data", "pretrained", "record", "analysis", "run", "checkpoint"},
+    "archive": {"errors", "params", "home", "files", "record", "run"},
+    "legacy": {"errors", "catalog", "params", "home", "files", "record", "monitor", "analysis", "run", "archive"},
+    "doctor": {"errors", "catalog", "params", "home", "files", "monitor", "data", "model", "precision", "run", "reporting"},
+    # what a person types reaches everything that loads no torch by itself
+    "cli": {"errors", "catalog", "params", "home", "files", "record", "monitor", "analysis", "run", "reporting"}
+    | {"doctor", "verify", "archive", "legacy"},
     "__main__": {"cli"},
-    "__init__": {"params", "record", "trained_model", "trainer"},
+    "__init__": {"errors", "params", "record", "ptq", "trainer"},
 }
 
-TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.quantize_params", "vitfp8.record", "vitfp8.analysis",
-              "vitfp8.workflow.plan", "vitfp8.workflow.runner", "vitfp8.workflow.report", "vitfp8.workflow.preflight",
-              "vitfp8.workflow.archive", "vitfp8.workflow.restore",
-              "vitfp8.workflow.importing",
-              "vitfp8.workflow.verify", "vitfp8.workflow.rerun",
-              "vitfp8.monitor",
-              "vitfp8.cli")  # fmt: skip
+TORCH_FREE = ("vitfp8", "vitfp8.catalog", "vitfp8.params", "vitfp8.params.quantization", "vitfp8.record", "vitfp8.analysis",
+              "vitfp8.run.plan", "vitfp8.run.runner", "vitfp8.run.preflight", "vitfp8.reporting.build",
+              "vitfp8.archive.backup", "vitfp8.archive.restore", "vitfp8.legacy",
+              "vitfp8.verify.checks", "vitfp8.verify.rerun", "vitfp8.monitor", "vitfp8.cli")  # fmt: skip
 
 TEMPLATES = sorted((TOP / "notebooks").glob("*.ipynb"))
 
@@ -131,7 +120,7 @@ OLD_NAMES = re.compile(
 def test_no_old_experiment_name_stands_in_active_code() -> None:
     """The importer is the one place that knows them."""
     places = [*all_modules(), *TEMPLATES, *(TOP / "params").rglob("*.yaml"), *(TOP / "benchmarks").rglob("*.py")]
-    assert [path for path in places if OLD_NAMES.search(path.read_text()) and "importing" not in path.parts] == []
+    assert [path for path in places if OLD_NAMES.search(path.read_text()) and "legacy" not in path.parts] == []
 
 
 def definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:

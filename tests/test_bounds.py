@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import TOP
-from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
+from vitfp8.errors import InputError
+from vitfp8.params import Layer, RunParams, read_layer, validate
 
 SMALL, WHOLE = 1e-9, 2**31 - 1
 

@@ -18,15 +18,16 @@ from click.testing import CliRunner, Result
 
 import vitfp8
 from tests.analysis.records import diverged, imported, make_record, write_notebook, write_study
+from vitfp8 import doctor
 from vitfp8.cli import main
 from vitfp8.data import eval_batches, load_data
+from vitfp8.errors import InputError
 from vitfp8.experiment import prepare_experiment
-from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
+from vitfp8.legacy import import_results
+from vitfp8.params import Layer, RunParams, read_layer, validate
 from vitfp8.record import EpochRow, Hardware, Precision, QuantizationRow, RunJournal, RunRecord, find_run, read_record
-from vitfp8.workflow import doctor
-from vitfp8.workflow.compare import compare
-from vitfp8.workflow.importing import import_results
-from vitfp8.workflow.verify import find_notebooks
+from vitfp8.verify.checks import find_notebooks
+from vitfp8.verify.compare import compare
 
 TOP = Path(__file__).resolve().parent.parent
 
@@ -491,8 +492,8 @@ def test_a_mac_without_rights_and_packages_is_told_how_to_get_power_readings(bar
 
 
 def test_energy_counters_that_only_root_may_read_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitfp8.monitor.machine import RAPLProbe
     from vitfp8.monitor.sampling import UnavailableError
-    from vitfp8.monitor.system import RAPLProbe
 
     def forbidden(self: RAPLProbe) -> None:
         raise UnavailableError("energy_uj may be read by root only")
@@ -530,7 +531,7 @@ def test_a_place_that_cannot_be_written_and_a_terminal_that_cannot_draw_are_told
 
 
 def test_templates_that_are_not_found_are_needed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitfp8.workflow.locate.places", lambda: [bare])
+    monkeypatch.setattr("vitfp8.run.locate.places", lambda: [bare])
     line = lines(CHECK["files"])["notebooks, params"]
     assert (line.level, line.needed) == ("missing", True) and line.command
 
@@ -566,7 +567,7 @@ def test_the_exit_status_is_that_of_the_basic_study_and_a_check_that_fails_stops
 
 
 def test_parameters_of_a_record_that_was_made_before_a_refusal_are_still_read() -> None:
-    from vitfp8.trained_model import recorded_parameters
+    from vitfp8.ptq.trained_model import recorded_parameters
 
     layers = [read_layer(TOP / "params/BaseFP32.yaml"), read_layer(TOP / "params/presets/smoke.yaml")]
     record = make_record(parameters={**validate(layers).model_dump(), "workers": 4, "data_dir": "/data"})

@@ -15,11 +15,12 @@ from tests.analysis.records import make_record, write_notebook
 from vitfp8 import compilation
 from vitfp8 import experiment as experiment_module
 from vitfp8.compilation import STUDY_RUNS_EAGERLY, Compilation, compile_model, decide_compilation
+from vitfp8.errors import InputError
 from vitfp8.experiment import Experiment, why_eager
-from vitfp8.params import InputError, RunParams
-from vitfp8.workflow.execution import execute
-from vitfp8.workflow.plan import PlannedRun
-from vitfp8.workflow.runner import study_variables
+from vitfp8.params import RunParams
+from vitfp8.run.execute import execute
+from vitfp8.run.plan import PlannedRun
+from vitfp8.run.runner import study_variables
 
 Make = Callable[..., RunParams]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from vitfp8.cli import main
 from vitfp8.params import RunParams, describe_parameters
-from vitfp8.quantize_params import QuantizeParams
+from vitfp8.params.quantization import QuantizeParams
 
 TOP = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(TOP.glob("*.md")), *sorted((TOP / "docs").glob("*.md"))]

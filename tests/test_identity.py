@@ -10,26 +10,17 @@ import pytest
 from click.testing import CliRunner
 
 from tests.analysis.records import make_record, write_notebook
-from vitfp8.analysis.metrics import load_results
+from vitfp8.analysis.results import load_results
 from vitfp8.catalog import BUNDLES, EXPERIMENTS, TRAININGS
 from vitfp8.cli import main
-from vitfp8.params import (
-    IDENTITY_RULE,
-    InputError,
-    Layer,
-    RunParams,
-    from_notebook,
-    identity_digest,
-    identity_of,
-    read_layer,
-    validate,
-)
-from vitfp8.quantize_params import QuantizeParams
+from vitfp8.errors import InputError
+from vitfp8.params import IDENTITY_RULE, Layer, RunParams, from_notebook, identity_digest, identity_of, read_layer, validate
+from vitfp8.params.quantization import QuantizeParams
 from vitfp8.record import RunRecord, digest_of
-from vitfp8.workflow.plan import plan_batch
-from vitfp8.workflow.rerun import _compare
-from vitfp8.workflow.study import Study
-from vitfp8.workflow.verify_figures import wrong_digests
+from vitfp8.run.plan import plan_batch
+from vitfp8.run.study_file import Study
+from vitfp8.verify.figures import wrong_digests
+from vitfp8.verify.rerun import _compare
 
 TOP = Path(__file__).resolve().parent.parent
 SMOKE = TOP / "params" / "presets" / "smoke.yaml"

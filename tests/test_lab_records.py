@@ -16,12 +16,12 @@ import torch
 from click.testing import CliRunner
 
 from vitfp8 import load_history, load_quantization, load_runs, read_record
-from vitfp8.analysis.metrics import load_results
+from vitfp8.analysis.results import load_results
 from vitfp8.cli import main
 from vitfp8.experiment import prepare_experiment
 from vitfp8.params import Layer, RunParams, field_notes, validate
 from vitfp8.record import RunJournal, digest_of
-from vitfp8.workflow.verify import verify
+from vitfp8.verify.checks import verify
 
 HERE = Path(__file__).parent / "lab_records"
 SMOKE = HERE / "smoke"

@@ -20,11 +20,12 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from tests.conftest import TOP
-from vitfp8 import experiment, params
+from vitfp8 import doctor, experiment, params
 from vitfp8.cli import main
-from vitfp8.params import InputError, RunParams, from_notebook
+from vitfp8.errors import InputError
+from vitfp8.params import RunParams, from_notebook
 from vitfp8.precision import capability
-from vitfp8.workflow import doctor, estimates, preflight
+from vitfp8.run import estimates, preflight
 
 Make = Callable[..., RunParams]
 
@@ -41,7 +42,7 @@ def test_commands_and_parameters_need_nothing_that_windows_lacks() -> None:
     """Else the refusal would be a traceback."""
     code = (
         "import sys\nfor name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'): sys.modules[name] = None\n"
-        "import vitfp8.cli, vitfp8.params, vitfp8.quantize_params"
+        "import vitfp8.cli, vitfp8.params, vitfp8.params.quantization"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from vitfp8 import experiment as experiment_module
+from vitfp8.errors import InputError
 from vitfp8.experiment import prepare_experiment
 from vitfp8.memory import is_out_of_memory, peaks, start_peaks
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import RunParams
 from vitfp8.record import EpochRow, RunJournal
 from vitfp8.trainer import Outcome
 

@@ -9,8 +9,9 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitfp8.errors import InputError
 from vitfp8.model import check_model, create_model, decay_groups, forward_flops, model_facts
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import RunParams
 
 Make = Callable[..., RunParams]
 

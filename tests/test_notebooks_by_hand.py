@@ -21,16 +21,17 @@ from tests.analysis.records import make_record
 from tests.conftest import TOP
 from tests.javascript import javascript_number, saved_by_javascript
 from vitfp8 import load_runs, read_record
+from vitfp8.errors import InputError
 from vitfp8.home import at_home, from_home, run_command, study_home
-from vitfp8.params import IDENTITY_RULE, InputError, RunParams, assignments, from_notebook, read_layer, validate
-from vitfp8.quantize.source import find_source
-from vitfp8.quantize_params import QuantizeParams
+from vitfp8.params import IDENTITY_RULE, RunParams, assignments, from_notebook, read_layer, validate
+from vitfp8.params.quantization import QuantizeParams
+from vitfp8.ptq.start import find_source
 from vitfp8.record import RECORD_MIME, RunJournal, RunRecord, digest_of, payload_digest, record_from_journal, source_command
 from vitfp8.record.schema import agrees_with_digest
-from vitfp8.workflow.execution import _ThisInterpreter
-from vitfp8.workflow.plan import plan_batch
-from vitfp8.workflow.study import Study
-from vitfp8.workflow.verify_figures import wrong_digests
+from vitfp8.run.execute import _ThisInterpreter
+from vitfp8.run.plan import plan_batch
+from vitfp8.run.study_file import Study
+from vitfp8.verify.figures import wrong_digests
 
 
 def cells_of(name: str) -> dict[str, str]:

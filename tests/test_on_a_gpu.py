@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from vitfp8.catalog import FP8_RECIPES
+from vitfp8.errors import InputError
 from vitfp8.experiment import Experiment, check_experiment, who_multiplies
-from vitfp8.params import InputError
 from vitfp8.precision import resolve_device
 from vitfp8.record import RunJournal, RunRecord
 

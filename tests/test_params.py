@@ -11,18 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitfp8.catalog import EXPERIMENTS, TRAININGS
-from vitfp8.params import (
-    InputError,
-    Layer,
-    RunParams,
-    field_notes,
-    from_notebook,
-    merge,
-    parse_assignment,
-    parse_layer,
-    read_layer,
-    validate,
-)
+from vitfp8.errors import InputError
+from vitfp8.params import Layer, RunParams, field_notes, from_notebook, merge, parse_assignment, parse_layer, read_layer, validate
 
 TOP = Path(__file__).resolve().parent.parent
 CORE = [name for name, row in EXPERIMENTS.items() if row.core]

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from tests.analysis.records import make_record, write_notebook
-from vitfp8.analysis.metrics import load_results
+from vitfp8.analysis.results import load_results
 from vitfp8.checkpoint import CheckpointError, file_digest
+from vitfp8.errors import InputError
 from vitfp8.experiment import check_experiment, prepare_experiment
 from vitfp8.model import check_model, create_model, model_facts, started_from
-from vitfp8.params import InputError, RunParams
-from vitfp8.workflow.plan import PlannedRun
-from vitfp8.workflow.preflight import check_plan, examine_machine
-from vitfp8.workflow.rerun import why_not_promised
-from vitfp8.workflow.verify import verify, verify_data
+from vitfp8.params import RunParams
+from vitfp8.run.plan import PlannedRun
+from vitfp8.run.preflight import check_plan, examine_machine
+from vitfp8.verify.checks import verify, verify_data
+from vitfp8.verify.rerun import why_not_promised
 
 Make = Callable[..., RunParams]
 

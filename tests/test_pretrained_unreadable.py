@@ -12,9 +12,10 @@ import pytest
 import timm
 import torch
 
+from vitfp8.errors import InputError
 from vitfp8.experiment import check_experiment
 from vitfp8.model import create_model
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import RunParams
 from vitfp8.precision import prepare
 from vitfp8.pretrained import find_weights, read_weights
 

@@ -21,12 +21,15 @@ import pytest
 from tests.analysis.records import make_record, write_notebook, write_study
 from tests.conftest import TOP
 from vitfp8 import read_record
-from vitfp8.analysis import tables
-from vitfp8.analysis.metrics import load_results
-from vitfp8.params import InputError, RunParams
+from vitfp8.analysis import study_tables as tables
+from vitfp8.analysis.results import load_results
+from vitfp8.errors import InputError
+from vitfp8.params import RunParams
 from vitfp8.record import code_digest, collect_provenance, compare_code, deciding_code, git_state, provenance
 from vitfp8.record.deciding_code import CODE_DIGEST_RULE, DECIDING, DECIDING_NOTHING, PACKAGE, tree_digest
-from vitfp8.workflow import estimates, plan, preflight, rerun, verify
+from vitfp8.run import estimates, plan, preflight
+from vitfp8.verify import checks as verify
+from vitfp8.verify import rerun
 
 # ---------------------------------------------------------------------------------------------- the code digest
 
@@ -136,7 +139,7 @@ def test_a_reformat_of_every_file_without_its_comments_keeps_the_digest_and_any_
     before = {kind: code_digest(kind) for kind in DECIDING}
     for path in another_package.rglob("*.py"):
         path.write_text(ast.unparse(ast.parse(path.read_text())) + "\n# a last word\n")
-    quantizer = another_package / "precision" / "cpu_quantizer.py"
+    quantizer = another_package / "precision" / "rounding.py"
     text = quantizer.read_text()
     assert "// Clamp, then round to the grid" in text
     quantizer.write_text(text.replace("// Clamp, then round to the grid", "// Clamp; then round"))
@@ -148,7 +151,7 @@ def test_a_reformat_of_every_file_without_its_comments_keeps_the_digest_and_any_
         assert code_digest("quantization") != before["quantization"], name
         assert (code_digest("run") != before["run"]) == (name in DECIDING["run"]), name
         path.write_text(text)
-    for name in ("analysis/plots.py", "monitor/sampling.py", "precision/inspect_layer.py", "record/journal.py"):
+    for name in ("analysis/figures/of_study.py", "monitor/sampling.py", "explore.py", "record/journal.py"):
         (another_package / name).write_text("ANOTHER = 1\n")
     assert {kind: code_digest(kind) for kind in DECIDING} == before
 
@@ -252,9 +255,7 @@ def test_the_two_lists_are_of_files_that_are_there_and_cover_the_rooms_that_deci
         assert (PACKAGE / name).is_dir() if name.endswith("/") else (PACKAGE / name).is_file(), name
     assert all(DECIDING_NOTHING.values()), "each has its reason"
     assert all(len(set(names)) == len(names) for names in DECIDING.values())
-    rooms = {
-        path.relative_to(PACKAGE).as_posix() for room in ("data", "precision", "quantize") for path in (PACKAGE / room).iterdir()
-    }
+    rooms = {path.relative_to(PACKAGE).as_posix() for room in ("data", "precision", "ptq") for path in (PACKAGE / room).iterdir()}
     unknown = on_no_list({path for path in rooms if not path.endswith("__pycache__")}, "quantization")
     assert not unknown, what_to_do(unknown, "run")
 
@@ -450,7 +451,7 @@ def test_a_repository_around_the_installation_is_not_read(tmp_path: Path) -> Non
     # a hook's variables, as a commit hook that starts a run leaves them
     environment = os.environ | {"PYTHONPATH": str(site), "GIT_DIR": str(thesis / ".git"), "GIT_WORK_TREE": str(thesis)}
     code = (
-        "import json, vitfp8.record; from vitfp8.workflow.preflight import _code\n"
+        "import json, vitfp8.record; from vitfp8.run.preflight import _code\n"
         "print(json.dumps([vitfp8.record.__file__, vitfp8.record.collect_provenance(), _code().text]))"
     )
     shown = subprocess.run(

@@ -18,15 +18,18 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from torch import Tensor
 
 from vitfp8 import load_quantization, load_runs, read_record
-from vitfp8.analysis import load_results, prose
-from vitfp8.analysis.plots import draw_figure
+from vitfp8.analysis import load_results
+from vitfp8.analysis import text as prose
+from vitfp8.analysis.figures.of_study import draw_figure
 from vitfp8.analysis.quantization import quantization_remark, quantization_table
 from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint, save_checkpoint
+from vitfp8.errors import InputError
 from vitfp8.experiment import prepare_experiment
 from vitfp8.model import create_model
-from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
+from vitfp8.params import Layer, RunParams, read_layer, validate
+from vitfp8.params.quantization import QuantizeParams
 from vitfp8.precision import prepare
-from vitfp8.quantize import (
+from vitfp8.ptq import (
     Scheme,
     block_layers,
     calibrate,
@@ -37,8 +40,7 @@ from vitfp8.quantize import (
     quantized,
     save_quantized,
 )
-from vitfp8.quantize.experiment import mcnemar
-from vitfp8.quantize_params import QuantizeParams
+from vitfp8.ptq.experiment import mcnemar
 from vitfp8.record import RunJournal, RunRecord
 
 TOP = Path(__file__).resolve().parent.parent
@@ -463,8 +465,8 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(project: Path, argumen
 
 
 def test_parameters_of_a_training_are_laid_over_trainings_alone(project: Path) -> None:
-    from vitfp8.workflow.plan import plan_batch
-    from vitfp8.workflow.study import Study
+    from vitfp8.run.plan import plan_batch
+    from vitfp8.run.study_file import Study
 
     assignments = [("epochs", "1"), ("formats", "[int8]"), ("threads", "1")]
     training, test = plan_batch("x", Study(preset="smoke"), experiments=["AugmFP16", "FP8Test"], assignments=assignments)

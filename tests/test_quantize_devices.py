@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitfp8.quantize import Scheme, load_quantized, quantize_weight, quantized, save_quantized
+from vitfp8.ptq import Scheme, load_quantized, quantize_weight, quantized, save_quantized
 
 #: SHA-256 over the tensors of an exported file, its beginning, from when codes were kept in 8-bit types on the device.
 DIGESTS = {

@@ -1,7 +1,7 @@
 """What a parameter file, a record or a file of weights says is data: no code runs from it, and no path leaves its folder.
 
 Each attempt tries to leave a trace: a folder `owned`, or a page whose title is `owned`. The tests in `damage` and the hostile
-notebooks of `workflow/test_report.py` try the same on readers and exports alone; here it goes the whole way.
+notebooks of `reporting/test_report.py` try the same on readers and exports alone; here it goes the whole way.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from tests.analysis.records import make_record, write_notebook
 from tests.pages import ENGINES, in_browser, needs_browser, needs_poppler, words_of
 from tests.test_workflow import vitfp8
 from vitfp8 import read_record
+from vitfp8.errors import InputError
 from vitfp8.experiment import prepare_experiment
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import RunParams
 from vitfp8.record import best_weights
 
 #: Tries to end what it stands in, and to act, in Python, HTML, Markdown, LaTeX, Typst, Jinja and the shell.
@@ -146,9 +147,9 @@ def test_pretrained_weights_that_are_a_program_are_refused_and_not_run(
     "name", ["..", "../x", "/tmp/x", "a/b", "a\\b", "", " ", ".hidden", "-x", "x\u0000y", "x" * 300, "ä", "x\n"]
 )
 def test_no_study_name_leads_out_of_the_folder_of_studies(project: Path, name: str) -> None:
-    from vitfp8.workflow.progress import latest_study
-    from vitfp8.workflow.report import make_report
-    from vitfp8.workflow.study import load_study, resolve_study
+    from vitfp8.reporting.build import make_report
+    from vitfp8.run.progress import latest_study
+    from vitfp8.run.study_file import load_study, resolve_study
 
     (project / "executed").mkdir()
     before = sorted(project.rglob("*"))

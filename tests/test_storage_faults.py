@@ -26,7 +26,7 @@ from vitfp8.checkpoint import load_checkpoint
 from vitfp8.experiment import prepare_experiment
 from vitfp8.params import Layer, read_layer, validate
 from vitfp8.record import RunJournal, RunRecord, read_record, says_its_end
-from vitfp8.workflow.verify import find_notebooks, verify
+from vitfp8.verify.checks import find_notebooks, verify
 
 EPOCHS = 24
 RUN = Path("executed") / "smoke" / "BaseFP32-s0"
@@ -330,7 +330,7 @@ def test_a_clock_that_jumps_changes_no_bit(
 def test_the_record_before_is_kept_when_the_clock_gives_a_name_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import datetime
 
-    from vitfp8.workflow import superseded
+    from vitfp8.run import superseded
 
     class Standing(datetime):
         @classmethod

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import timm
 
+from vitfp8.errors import InputError
 from vitfp8.model import check_model, model_facts
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import RunParams
 
 #: timm's Vision Transformers that are not built of plain blocks.
 OTHER_BLOCKS = {

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.analysis.records import make_record, write_study
-from vitfp8.params import InputError, Layer, RunParams, read_layer, validate
+from vitfp8.errors import InputError
+from vitfp8.params import Layer, RunParams, read_layer, validate
 from vitfp8.record import best_weights, code_digest, read_record, read_source
 from vitfp8.record.deciding_code import CODE_DIGEST_RULE
-from vitfp8.workflow.plan import decide
+from vitfp8.run.plan import decide
 
 TOP = Path(__file__).resolve().parents[1]
 

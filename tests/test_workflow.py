@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from vitfp8 import load_history, load_runs, read_record
-from vitfp8.params import InputError
-from vitfp8.workflow.plan import plan_batch
-from vitfp8.workflow.study import Study, load_study, resolve_study
+from vitfp8.errors import InputError
+from vitfp8.run.plan import plan_batch
+from vitfp8.run.study_file import Study, load_study, resolve_study
 
 CORE = ("BaseFP32", "AugmFP32", "BaseFP16", "AugmFP16")
 

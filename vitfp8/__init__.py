@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vitfp8.params import InputError, RunParams
+    from vitfp8.errors import InputError
+    from vitfp8.params import RunParams
+    from vitfp8.ptq.trained_model import load_model
     from vitfp8.record import load_history, load_quantization, load_runs, read_record
-    from vitfp8.trained_model import load_model
     from vitfp8.trainer import ViTTrainer
 
 #: Public name → the module that has it; imported when first used, so that ``import vitfp8`` is quick and loads no torch.
@@ -23,7 +24,7 @@ _HOMES = {
     "RunParams": "vitfp8.params",
     "ViTTrainer": "vitfp8.trainer",
     "load_history": "vitfp8.record",
-    "load_model": "vitfp8.trained_model",
+    "load_model": "vitfp8.ptq.trained_model",
     "load_quantization": "vitfp8.record",
     "load_runs": "vitfp8.record",
     "read_record": "vitfp8.record",

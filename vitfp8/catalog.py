@@ -28,7 +28,7 @@ class Experiment:
         hatch: matplotlib's hatch of its bars, for the same reason.
         core: whether it is one of the four that ``vitfp8 run`` executes when none is named.
         notebook: the template that executes it, in ``notebooks/``.
-        parameters: name of its class of parameters: ``RunParams`` for a training; see `vitfp8.quantize_params`.
+        parameters: name of its class of parameters: ``RunParams`` for a training; see `vitfp8.params.quantization`.
         source: the experiment whose completed run it starts from; empty: none.
     """
 
@@ -219,7 +219,7 @@ PRECISION_ALIASES: Mapping[str, str] = MappingProxyType(
     }
 )  # fmt: skip
 
-#: Format of quantisation after training → what it is. `vitfp8.quantize.FORMATS_AFTER_TRAINING` is the table that acts.
+#: Format of quantisation after training → what it is. `vitfp8.ptq.FORMATS_AFTER_TRAINING` is the table that acts.
 QUANTIZED_FORMATS: Mapping[str, str] = MappingProxyType(
     {
         "e4m3": "FP8 E4M3",

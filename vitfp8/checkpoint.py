@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 
 #: Layout of what `save_checkpoint` writes.
 CHECKPOINT_VERSION = 1

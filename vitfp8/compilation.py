@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitfp8.params import InputError, RunParams
+from vitfp8.errors import InputError
+from vitfp8.params import RunParams
 from vitfp8.precision import compiler_for
 
 #: Set by the runner to the reason why a study runs eagerly although some of its runs could be compiled: times are comparable only

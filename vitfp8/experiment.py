@@ -23,11 +23,12 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitfp8.compilation import decide_compilation
 from vitfp8.data import ImageData, check_dataset, count_classes, load_data
+from vitfp8.errors import InputError
 from vitfp8.home import at_home
 from vitfp8.memory import explain_out_of_memory, keep_freed_memory
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
-from vitfp8.params import IDENTITY_RULE, InputError, Parameters, RunParams
+from vitfp8.params import IDENTITY_RULE, Parameters, RunParams
 from vitfp8.precision import PreparedPrecision, check_layers, choose_backend, prepare, resolve_device
 from vitfp8.precision.capability import devices_passed_over
 from vitfp8.record import (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent
 

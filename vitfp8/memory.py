@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from vitfp8.params import InputError, RunParams
+from vitfp8.errors import InputError
+from vitfp8.params import RunParams
 
 #: What libraries below torch say when they get no memory; torch's own words and class are asked for first.
 _OUT_OF_MEMORY = (

@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitfp8.catalog import DATASETS
-from vitfp8.params import InputError, RunParams, suggest
+from vitfp8.errors import InputError, suggest
+from vitfp8.params import RunParams
 from vitfp8.pretrained import check_reachable, fetch_weights, find_weights, loading
 
 #: Parameter → timm's keyword; None in the parameter leaves the model as its name says.

@@ -26,7 +26,7 @@ from timm.models import _builder, get_pretrained_cfg
 from torch import Tensor, nn
 
 from vitfp8.checkpoint import file_digest
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 
 #: Keys under which training programs keep the weights, in the order in which they are looked for; timm's averaged ones first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "encoder")

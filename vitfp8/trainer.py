@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
 from vitfp8.compilation import Compilation, compile_model, timed
 from vitfp8.data import ImageData, TrainBatches, eval_batches
+from vitfp8.errors import InputError
 from vitfp8.memory import explain_out_of_memory, peaks, start_peaks
 from vitfp8.model import decay_groups, started_from
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import RunParams
 from vitfp8.precision import PreparedPrecision
 
 #: Steps between looks at the loss on a device where each look makes the processor wait. On a CPU every step is looked at.

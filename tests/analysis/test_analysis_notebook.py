@@ -12,7 +12,7 @@ import papermill
 import pytest
 
 from tests.analysis.records import HOSTILE, diverged, make_record
-from vitfp8.analysis.plots import FIGURES
+from vitfp8.analysis.figures.of_study import FIGURES
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "notebooks" / "analysis.ipynb"
 Study = Callable[..., Path]

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from tests.analysis.records import make_record
-from vitfp8.analysis import prose, tables
+from vitfp8.analysis import study_tables as tables
+from vitfp8.analysis import text as prose
 from vitfp8.analysis.contrasts import find_contrasts
 from vitfp8.analysis.disturbance import disturbed, others_share
-from vitfp8.analysis.metrics import load_results
-from vitfp8.analysis.plots import draw_figure
+from vitfp8.analysis.figures.of_study import draw_figure
+from vitfp8.analysis.results import load_results
 from vitfp8.analysis.summary import summary
 from vitfp8.experiment import summarize
 from vitfp8.record import EpochRow, RunRecord, quartiles
-from vitfp8.workflow.verify_figures import wrong_figures
+from vitfp8.verify.figures import wrong_figures
 
 Study = Callable[..., Path]
 

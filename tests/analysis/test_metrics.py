@@ -12,9 +12,9 @@ import pytest
 
 from tests.analysis.records import FOUR, diverged, imported, make_record, write_notebook
 from vitfp8.analysis.contrasts import find_contrasts
-from vitfp8.analysis.metrics import finite, load_results
+from vitfp8.analysis.results import finite, load_results
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 from vitfp8.record import EpochRow, Metrics
 
 Study = Callable[..., Path]
@@ -26,7 +26,7 @@ def test_importing_the_analysis_loads_nothing_heavy() -> None:
 
 
 def test_importing_the_plots_loads_no_torch_and_no_pyplot() -> None:
-    code = "import sys, vitfp8.analysis.plots, vitfp8.analysis.summary, vitfp8.analysis.prose;"
+    code = "import sys, vitfp8.analysis.figures.of_study, vitfp8.analysis.summary, vitfp8.analysis.text;"
     code += "sys.exit(bool({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests.analysis.records import FOUR, diverged, imported, make_record, write_notebook
-from vitfp8.analysis import prose, tables
-from vitfp8.analysis.metrics import load_results
-from vitfp8.analysis.plots import draw_figure
+from vitfp8.analysis import study_tables as tables
+from vitfp8.analysis import text as prose
+from vitfp8.analysis.figures.of_study import draw_figure
 from vitfp8.analysis.quantization import quantization_remark, study_remark
+from vitfp8.analysis.results import load_results
 from vitfp8.analysis.summary import summary, summary_text, write_report_files
 from vitfp8.record import JOURNAL, EpochRow, Hardware, Metrics, QuantizationRow, RunRecord, remark_words, remarks_of
 

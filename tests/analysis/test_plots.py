@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests.analysis.records import FOUR, HOSTILE, diverged, imported, make_record
-from vitfp8.analysis.figures import Figure, plot_label, save_figure
-from vitfp8.analysis.metrics import StudyResults, load_results
-from vitfp8.analysis.plots import FIGURES, LiveCurve, draw_figure, image_grid, run_curves, show_figure
+from vitfp8.analysis.figures.drawing import Figure, plot_label, save_figure
+from vitfp8.analysis.figures.of_study import FIGURES, LiveCurve, draw_figure, image_grid, run_curves, show_figure
+from vitfp8.analysis.results import StudyResults, load_results
 from vitfp8.record import EpochRow, Hardware, Metrics
 
 Study = Callable[..., Path]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.analysis.records import FOUR, HOSTILE, diverged, make_record
-from vitfp8.analysis import prose
-from vitfp8.analysis.metrics import load_results
+from vitfp8.analysis import text as prose
+from vitfp8.analysis.results import load_results
 from vitfp8.catalog import AUGM_BUNDLE
 
 Study = Callable[..., Path]
@@ -80,7 +80,7 @@ def test_every_sentence_survives_an_empty_study(study: Study, function: Callable
 
 def test_hostile_texts_are_words_in_every_sentence(study: Study) -> None:
     from tests.analysis.records import write_notebook
-    from vitfp8.workflow.export.prose import markdown_tree
+    from vitfp8.reporting.prose import markdown_tree
 
     failed = make_record("AugmFP32", 1, status="failed", reason=HOSTILE)
     folder = study(make_record("BaseFP32", question=HOSTILE, expectation=HOSTILE), failed)

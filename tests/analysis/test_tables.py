@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.analysis.records import HOSTILE, diverged, make_record
-from vitfp8.analysis import tables
+from vitfp8.analysis import study_tables as tables
 from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, escape_markdown, one_line
-from vitfp8.analysis.metrics import load_results
+from vitfp8.analysis.results import load_results
 from vitfp8.analysis.summary import summary_text, write_report_files
 from vitfp8.record import Metrics
 
@@ -205,7 +205,7 @@ def test_a_spreadsheet_takes_no_text_for_a_formula(text: str) -> None:
     ["<img src=x onerror=alert(1)>", "[a](javascript:alert(1))", "# heading", "$x$", "**b** @fig-x", "1. a", "https://x.y www.x"],
 )
 def test_markdown_of_a_record_is_plain_words(text: str) -> None:
-    from vitfp8.workflow.export.prose import markdown_tree, plain_text
+    from vitfp8.reporting.prose import markdown_tree, plain_text
 
     tree = markdown_tree(f"Outcome: {escape_markdown(text)}")
     assert plain_text(tree) == f"Outcome: {text}"

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.analysis.records import FOUR, make_record
-from vitfp8.analysis import prose, tables
+from vitfp8.analysis import study_tables as tables
+from vitfp8.analysis import text as prose
 from vitfp8.analysis.contrasts import find_contrasts
-from vitfp8.analysis.metrics import load_results
+from vitfp8.analysis.results import load_results
 from vitfp8.analysis.statistics import holm
 from vitfp8.analysis.summary import summary
 from vitfp8.catalog import BUNDLES

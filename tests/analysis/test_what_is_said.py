@@ -12,11 +12,12 @@ import pytest
 from tests.analysis.records import FOUR, imported, make_record, write_notebook
 from tests.analysis.test_outcomes import plain, quantized
 from tests.analysis.test_variants import fp8
-from vitfp8.analysis import prose, tables
+from vitfp8.analysis import study_tables as tables
+from vitfp8.analysis import text as prose
 from vitfp8.analysis.contrasts import find_contrasts
 from vitfp8.analysis.live import follow_quantization
-from vitfp8.analysis.metrics import load_results
 from vitfp8.analysis.quantization import quantization_remark, quantization_table
+from vitfp8.analysis.results import load_results
 from vitfp8.analysis.summary import summary, summary_text
 from vitfp8.record import QuantizationRow, RunRecord, SensitivityRow
 

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 
 from tests.analysis.records import FOUR, imported, make_record
 from tests.analysis.test_outcomes import quantized
-from vitfp8.analysis import format_figures
-from vitfp8.analysis.figures import Figure
-from vitfp8.analysis.health_figures import health_figure, health_grid, steps_figure, study_health, study_steps
-from vitfp8.analysis.metrics import load_results
-from vitfp8.analysis.plots import FIGURES, draw_figure, image_grid, show_figure
+from vitfp8.analysis.figures import of_formats as format_figures
+from vitfp8.analysis.figures.drawing import Figure
+from vitfp8.analysis.figures.of_health import health_figure, health_grid, steps_figure, study_health, study_steps
+from vitfp8.analysis.figures.of_study import FIGURES, draw_figure, image_grid, show_figure
+from vitfp8.analysis.results import load_results
 from vitfp8.record import Metrics
 
 Study = Callable[..., Path]

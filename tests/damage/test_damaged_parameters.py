@@ -14,10 +14,11 @@ import yaml
 
 from tests.damage.mutants import TEXTS, VALUES, mutants
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.params import LONGEST_LINE, InputError, Layer, RunParams, merge, parse_assignment, printable, read_layer, validate
-from vitfp8.quantize_params import parameters_of
-from vitfp8.workflow.export.citation import read_citation
-from vitfp8.workflow.study import check_study_name, parse_study
+from vitfp8.errors import LONGEST_LINE, InputError, printable
+from vitfp8.params import Layer, RunParams, merge, parse_assignment, read_layer, validate
+from vitfp8.params.quantization import parameters_of
+from vitfp8.reporting.citation import read_citation
+from vitfp8.run.study_file import check_study_name, parse_study
 
 TOP = Path(__file__).resolve().parents[2]
 FILES = [f"params/{name}.yaml" for name in EXPERIMENTS]

@@ -18,9 +18,11 @@ import torch
 
 from tests.analysis.records import write_notebook
 from tests.damage.records import ABSURD, MARKUP, damaged_bytes, damaged_values, full_record, quantization_record
-from vitfp8.analysis import load_results, prose, quantization, tables, write_report_files
-from vitfp8.analysis.health_figures import study_health, study_steps
-from vitfp8.analysis.plots import FIGURES, draw_figure
+from vitfp8.analysis import load_results, quantization, write_report_files
+from vitfp8.analysis import study_tables as tables
+from vitfp8.analysis import text as prose
+from vitfp8.analysis.figures.of_health import study_health, study_steps
+from vitfp8.analysis.figures.of_study import FIGURES, draw_figure
 from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
 from vitfp8.record import (
     RunJournal,

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.analysis.records import make_record, write_study
-from vitfp8.params import InputError, read_layer, validate
+from vitfp8.errors import InputError
+from vitfp8.params import read_layer, validate
 from vitfp8.record import RecordError, read_record, record_from_journal
 from vitfp8.record.reading import load_records
-from vitfp8.workflow.export.citation import read_citation
-from vitfp8.workflow.plan import decide
-from vitfp8.workflow.study import parse_study
-from vitfp8.workflow.verify import verify
+from vitfp8.reporting.citation import read_citation
+from vitfp8.run.plan import decide
+from vitfp8.run.study_file import parse_study
+from vitfp8.verify.checks import verify
 
 TOP = Path(__file__).resolve().parents[2]
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 182734\n"

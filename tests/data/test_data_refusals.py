@@ -33,9 +33,10 @@ from vitfp8.data import (
 from vitfp8.data.folders import list_image_folder
 from vitfp8.data.formats import CIFAR_FILES, TEST, TRAIN, UNSPLIT, Source, default_folder, read_digits
 from vitfp8.data.splits import split_indices
+from vitfp8.errors import InputError
 from vitfp8.experiment import check_experiment, prepare_experiment
-from vitfp8.params import InputError, RunParams
-from vitfp8.workflow.estimates import model_facts_of
+from vitfp8.params import RunParams
+from vitfp8.run.estimates import model_facts_of
 
 MakeParams = Callable[..., RunParams]
 

@@ -27,7 +27,7 @@ from vitfp8.data import check_dataset, formats, load_data, sources
 from vitfp8.data.folders import decode_image, list_image_folder
 from vitfp8.data.formats import CIFAR_FILES, FASHION_CLASSES, read_digits
 from vitfp8.data.sources import DOWNLOAD_URLS, read_source
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 
 from vitfp8.data import check_dataset, folders
 from vitfp8.data.folders import IMAGE_ENDINGS, decode_image
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
 COLOURS = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)

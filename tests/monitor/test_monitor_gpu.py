@@ -9,7 +9,7 @@ import types
 import pytest
 
 from vitfp8.monitor import GPUMonitor, SystemMonitor
-from vitfp8.monitor.gpu import GPU_COLUMNS, visible_devices
+from vitfp8.monitor.nvidia import GPU_COLUMNS, visible_devices
 
 
 class FakeNVML(types.ModuleType):

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from vitfp8.errors import InputError
 from vitfp8.monitor import sampling
 from vitfp8.monitor.sampling import Energy, Monitor, Probe, UnavailableError
-from vitfp8.params import InputError
 
 
 class Counting(Probe):

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from vitfp8.model import create_model
 from vitfp8.params import Layer, read_layer, validate
-from vitfp8.precision import attention, cpu_quantizer, emulated, prepare
-from vitfp8.precision.emulated import Grid
-from vitfp8.workflow.locate import parameter_file
+from vitfp8.precision import attention, prepare, rounding
+from vitfp8.precision import grid as emulated
+from vitfp8.precision.grid import Grid
+from vitfp8.run.locate import parameter_file
 
 FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-needs_compiler = pytest.mark.skipif(cpu_quantizer.load() is None, reason="no compiler, so no compiled rounding")
+needs_compiler = pytest.mark.skipif(rounding.load() is None, reason="no compiler, so no compiled rounding")
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -29,7 +30,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("in_place", [False, True])
 def test_the_compiled_rounding_has_the_bits_of_a_cast_there_and_back(format: str, in_place: bool) -> None:
-    routine, dtype = cpu_quantizer.load(), FORMATS[format]
+    routine, dtype = rounding.load(), FORMATS[format]
     assert routine is not None
     patterns = torch.arange(-(2**31), 2**31, 4093, dtype=torch.int64)  # over a million floats of every exponent, both signs
     halves = torch.arange(2**16, dtype=torch.int64).to(torch.int16).view(torch.float16).float().view(torch.int32).long()

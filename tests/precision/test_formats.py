@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 from vitfp8.precision.capability import compiler_for
 from vitfp8.precision.formats import (
     FORMATS,

@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from vitfp8.analysis import format_figures
-from vitfp8.analysis.figures import Figure
-from vitfp8.params import InputError
-from vitfp8.precision import FORMATS, round_to_format
-from vitfp8.precision.inspect_layer import (
+from vitfp8.analysis.figures import of_formats as format_figures
+from vitfp8.analysis.figures.drawing import Figure
+from vitfp8.errors import InputError
+from vitfp8.explore import (
     format_errors,
     grid_points,
     images_in_formats,
@@ -29,6 +28,7 @@ from vitfp8.precision.inspect_layer import (
     train_briefly,
     validation_image,
 )
+from vitfp8.precision import FORMATS, round_to_format
 from vitfp8.precision.recipes import RECIPES
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "notebooks" / "formats.ipynb"

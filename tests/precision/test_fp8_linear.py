@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitfp8.params import InputError
-from vitfp8.precision import cpu_quantizer
+from vitfp8.errors import InputError
+from vitfp8.precision import rounding
 from vitfp8.precision.capability import compiler_for, native_support
 from vitfp8.precision.formats import FORMATS, sqnr
 from vitfp8.precision.fp8_linear import FP8Linear
@@ -185,14 +185,14 @@ def test_bf16_and_fp32_products_of_grid_values_agree_up_to_one_rounding(recipe: 
 def test_compiled_and_eager_quantisers_train_to_the_same_bits(
     recipe: str, base_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if cpu_quantizer.load() is None:
+    if rounding.load() is None:
         pytest.skip("no C++ compiler on this machine")
     linear, x, gradient = layer_and_data(tokens=150, n_in=64, n_out=40)
     layers = [fp8(copy.deepcopy(linear), recipe, base_format) for _ in range(2)]
     for _ in range(2):
         compiled = one_pass(layers[0], x, gradient)
         with monkeypatch.context() as patch:
-            patch.setattr(cpu_quantizer, "load", lambda: None)
+            patch.setattr(rounding, "load", lambda: None)
             eager = one_pass(layers[1], x, gradient)
         for name in ("output", "grad_input", "grad_weight", "grad_bias"):
             assert torch.equal(getattr(compiled, name), getattr(eager, name)), name

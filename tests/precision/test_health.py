@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from vitfp8.analysis.health_figures import health_figure, health_grid, steps_figure
+from vitfp8.analysis.figures.of_health import health_figure, health_grid, steps_figure
 from vitfp8.experiment import prepare_experiment
 from vitfp8.params import RunParams
 from vitfp8.precision.health import LARGEST_SERIES, MEASURES, HealthSampler, measure

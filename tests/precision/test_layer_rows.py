@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vitfp8.errors import InputError
 from vitfp8.model import check_model
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import RunParams
 from vitfp8.precision import has_native_products, prepare
 from vitfp8.precision.layers import Arithmetic
 from vitfp8.precision.rows import products_of

@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import TOP
 from tests.hardware import END, MACHINES, VERIFIED, WHEEL, written
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 from vitfp8.precision import capability
 from vitfp8.precision.capability import (
     DEVICE_VARIABLE,

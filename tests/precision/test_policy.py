@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vitfp8.errors import InputError
 from vitfp8.model import create_model
-from vitfp8.params import InputError, RunParams
+from vitfp8.params import RunParams
 from vitfp8.precision import PRECISIONS, choose_backend, has_native_products, prepare
 from vitfp8.precision.formats import round_to_format
 from vitfp8.precision.layers import Arithmetic, replace_layers

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitfp8.params import InputError
-from vitfp8.precision import cpu_quantizer
+from vitfp8.errors import InputError
+from vitfp8.precision import rounding
 from vitfp8.precision.formats import FORMATS, encode_e8m0, round_to_format, sqnr
 from vitfp8.precision.native_products import store
 from vitfp8.precision.quantizer import AmaxHistory, amax_of, quantize, scale_from_amax
@@ -25,8 +25,8 @@ EVERY_CAST = sorted({cast for recipe in RECIPES.values() for casts in recipe.cas
 def quantizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both implementations of the quantisers, one after the other."""
     if request.param == "eager":
-        monkeypatch.setattr(cpu_quantizer, "load", lambda: None)
-    elif cpu_quantizer.load() is None:
+        monkeypatch.setattr(rounding, "load", lambda: None)
+    elif rounding.load() is None:
         pytest.skip("no C++ compiler on this machine")
     return request.param
 
@@ -269,7 +269,7 @@ def spread_matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 def test_compiled_and_eager_quantisers_give_the_same_bits(
     shape: tuple[int, int], dtype: torch.dtype, special: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if cpu_quantizer.load() is None:
+    if rounding.load() is None:
         pytest.skip("no C++ compiler on this machine")
     x = spread_matrix(*shape, dtype)
     if special is not None:
@@ -280,7 +280,7 @@ def test_compiled_and_eager_quantisers_give_the_same_bits(
                 arguments = {"contracted": contracted, "container": container, "scale": 0.37 if cast.rule == "history" else None}
                 compiled = quantize(x, cast, **arguments)  # type: ignore[arg-type]
                 with monkeypatch.context() as patch:
-                    patch.setattr(cpu_quantizer, "load", lambda: None)
+                    patch.setattr(rounding, "load", lambda: None)
                     eager = quantize(x, cast, **arguments)  # type: ignore[arg-type]
                 assert compiled.block == eager.block
                 assert torch.equal(torch.as_tensor(compiled.scale), torch.as_tensor(eager.scale))
@@ -432,7 +432,7 @@ def test_without_a_compiled_routine_nothing_is_loaded_and_nothing_raised(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if why == "switched off":
-        monkeypatch.setenv(cpu_quantizer.SWITCH, "0")
+        monkeypatch.setenv(rounding.SWITCH, "0")
     else:
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.delenv("CXX", raising=False)
@@ -440,24 +440,24 @@ def test_without_a_compiled_routine_nothing_is_loaded_and_nothing_raised(
         compiler = tmp_path / "g++"
         compiler.write_text("#!/bin/sh\necho version; case $1 in --version) exit 0;; *) exit 1;; esac\n")
         compiler.chmod(0o755)
-    assert cpu_quantizer.load.__wrapped__() is None
+    assert rounding.load.__wrapped__() is None
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
 def test_the_compiled_routine_is_kept_and_used_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if cpu_quantizer.load() is None:
+    if rounding.load() is None:
         pytest.skip("no C++ compiler on this machine")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cpu_quantizer.load.__wrapped__() is not None
+    assert rounding.load.__wrapped__() is not None
     kept = [path.stat() for path in tmp_path.rglob("*.so")]
     assert len(kept) == 1
-    assert cpu_quantizer.load.__wrapped__() is not None
+    assert rounding.load.__wrapped__() is not None
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")] == [kept[0].st_mtime_ns]
 
 
 def test_a_cache_folder_that_cannot_be_made_is_replaced(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    folder = cpu_quantizer._cache_folder()
+    folder = rounding._cache_folder()
     assert folder.is_dir()
     assert tmp_path not in folder.parents

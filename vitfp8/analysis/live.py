@@ -57,7 +57,7 @@ def follow_training(epochs: int) -> Callable[[History], None]:
         Draws a live curve where somebody watches; else prints one line.
     """
     if somebody_watches():
-        from vitfp8.analysis.run_figures import LiveCurve
+        from vitfp8.analysis.figures.of_run import LiveCurve
 
         curve = LiveCurve()
         return curve.update

@@ -15,11 +15,11 @@ from matplotlib.lines import Line2D
 
 from vitfp8.analysis.after_training import PUBLISHED, Way, format_label, quantized_groups, way_words, ways
 from vitfp8.analysis.escaping import escape_markdown as md
-from vitfp8.analysis.figures import Figure, drawing, new_figure, plot_label
-from vitfp8.analysis.metrics import StudyResults, finite, finite_values
-from vitfp8.analysis.panels import legend_below
-from vitfp8.analysis.prose import listed, points
-from vitfp8.analysis.tables import MISSING, ReportTable, number
+from vitfp8.analysis.figures.drawing import Figure, drawing, new_figure, plot_label
+from vitfp8.analysis.figures.panels import legend_below
+from vitfp8.analysis.results import StudyResults, finite, finite_values
+from vitfp8.analysis.study_tables import MISSING, ReportTable, number
+from vitfp8.analysis.text import listed, points
 from vitfp8.catalog import QUANTIZED_FORMATS, QUANTIZED_OPERANDS, label_of
 from vitfp8.record import RunRecord
 

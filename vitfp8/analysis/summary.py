@@ -9,9 +9,9 @@ from typing import Any
 from vitfp8.analysis.after_training import QuantizedGroup, quantized_groups
 from vitfp8.analysis.contrasts import find_contrasts
 from vitfp8.analysis.escaping import one_line
-from vitfp8.analysis.metrics import Group, StudyResults
+from vitfp8.analysis.results import Group, StudyResults
 from vitfp8.analysis.statistics import describe
-from vitfp8.analysis.tables import METRIC_ROWS, comparison, contrast_table, not_in_results, notes_table, write_tables
+from vitfp8.analysis.study_tables import METRIC_ROWS, comparison, contrast_table, not_in_results, notes_table, write_tables
 from vitfp8.home import at_home
 from vitfp8.record import backup_state
 

@@ -41,7 +41,7 @@ def _working_folder() -> None:
     Raises:
         InputError: it has been removed.
     """
-    from vitfp8.params import InputError
+    from vitfp8.errors import InputError
 
     try:
         Path.cwd()
@@ -72,7 +72,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an `InputError` becomes its one line, Ctrl-C status 130."""
-        from vitfp8.params import InputError, refuse_windows
+        from vitfp8.errors import InputError
+        from vitfp8.params import refuse_windows
 
         try:
             refuse_windows()

@@ -25,11 +25,11 @@ def backup(source: Path, dest: Path | None, only_verify: bool, moved: bool) -> N
     Each copy is read back and its SHA-256 compared. What has not changed is not copied again, what was interrupted goes on, and
     earlier versions of changed and deleted files are kept in DEST/superseded. `vitfp8 backup --verify DEST` checks a backup.
     """
-    from vitfp8.params import InputError
-    from vitfp8.workflow.archive import backup as back_up
-    from vitfp8.workflow.files import size_words
-    from vitfp8.workflow.manifest import shown
-    from vitfp8.workflow.restore import verify
+    from vitfp8.archive.backup import backup as back_up
+    from vitfp8.archive.manifest import shown
+    from vitfp8.archive.restore import verify
+    from vitfp8.errors import InputError
+    from vitfp8.files import size_words
 
     if only_verify:
         if moved:
@@ -72,8 +72,8 @@ def restore(place: Path, dest: Path) -> None:
 
     Files that are in DEST with the same content are kept; when one differs, nothing is restored.
     """
-    from vitfp8.workflow.files import size_words
-    from vitfp8.workflow.restore import restore as put_back
+    from vitfp8.archive.restore import restore as put_back
+    from vitfp8.files import size_words
 
     done = _until_stopped(lambda **watch: put_back(place, dest, **watch), "restoring")
     for note in done.notes:
@@ -94,7 +94,7 @@ def _say(problems: list[str]) -> None:
 
 def _until_stopped(work: Callable[..., T], what: str) -> T:
     """Do the work where Ctrl-C and SIGTERM end it well, with a bar where somebody watches; its errors end the command."""
-    from vitfp8.workflow.copying import ArchiveError, StoppedError
+    from vitfp8.archive.copying import ArchiveError, StoppedError
 
     received: list[int] = []
     try:

@@ -12,9 +12,9 @@ import click
 from vitfp8.cli.tables import console, duration, print_findings, record_cells
 
 if TYPE_CHECKING:
-    from vitfp8.workflow.estimates import TimeEstimate
-    from vitfp8.workflow.plan import PlannedRun
-    from vitfp8.workflow.runner import Batch
+    from vitfp8.run.estimates import TimeEstimate
+    from vitfp8.run.plan import PlannedRun
+    from vitfp8.run.runner import Batch
 
 
 @click.command()
@@ -54,15 +54,16 @@ def run(
     Without a name: the experiments of the study, else the four. Without study and preset: the study "paper". Finished runs with
     the same parameters, code and data are kept, unfinished ones continue, failed ones are tried again.
     """
-    from vitfp8.params import InputError, RunParams
-    from vitfp8.workflow.awake import keep_awake
-    from vitfp8.workflow.estimates import TimeEstimates
-    from vitfp8.workflow.locate import executed_folder
-    from vitfp8.workflow.plan import plan_batch
-    from vitfp8.workflow.preflight import check_plan, examine_machine
-    from vitfp8.workflow.progress import BatchFile
-    from vitfp8.workflow.runner import run_batch
-    from vitfp8.workflow.study import resolve_study
+    from vitfp8.errors import InputError
+    from vitfp8.params import RunParams
+    from vitfp8.run.awake import keep_awake
+    from vitfp8.run.estimates import TimeEstimates
+    from vitfp8.run.locate import executed_folder
+    from vitfp8.run.plan import plan_batch
+    from vitfp8.run.preflight import check_plan, examine_machine
+    from vitfp8.run.progress import BatchFile
+    from vitfp8.run.runner import run_batch
+    from vitfp8.run.study_file import resolve_study
 
     name, study = resolve_study(study_name, preset)
     planned = plan_batch(
@@ -123,7 +124,7 @@ def _print_plan(planned: Sequence[PlannedRun], times: Mapping[Path, TimeEstimate
     """What would run, what is kept, why, and how long it takes."""
     from rich.table import Table
 
-    from vitfp8.workflow.estimates import total
+    from vitfp8.run.estimates import total
 
     table = Table(title="dry run: nothing is started or written", title_justify="left")
     for column in ("run", "what", "why", "time", "known from", "notebook"):

@@ -16,8 +16,8 @@ def bench(name: str | None, options: tuple[str, ...]) -> None:
 
     OPTIONS go to the benchmark: `vitfp8 bench training_step -- --help` shows them.
     """
+    from vitfp8.errors import InputError, suggest
     from vitfp8.home import PACKAGE
-    from vitfp8.params import InputError, suggest
 
     folder = PACKAGE.parent / "benchmarks"
     there = {path.stem: path for path in sorted(folder.glob("*.py"))}

@@ -10,7 +10,7 @@ import click
 from vitfp8.cli.tables import console
 
 if TYPE_CHECKING:
-    from vitfp8.workflow.compare import Comparison, Difference
+    from vitfp8.verify.compare import Comparison, Difference
 
 
 @click.command()
@@ -26,7 +26,7 @@ def diff(one: str, other: str, as_json: bool) -> None:
 
     from vitfp8.cli.records import for_json
     from vitfp8.record import find_run, read_record
-    from vitfp8.workflow.compare import compare, title
+    from vitfp8.verify.compare import compare, title
 
     paths = [find_run(run) for run in (one, other)]
     records = [read_record(path) for path in paths]
@@ -42,7 +42,7 @@ def _print(found: Comparison, titles: list[str]) -> None:
     """A row for each value that differs, and a line for everything else."""
     from rich.table import Table
 
-    from vitfp8.params import printable
+    from vitfp8.errors import printable
 
     table = Table()
     for column in ("", "value", *titles, "change"):

@@ -20,7 +20,7 @@ def doctor(as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from vitfp8.workflow.doctor import can_do_the_basic_study, examine
+    from vitfp8.doctor import can_do_the_basic_study, examine
 
     lines = list(examine())
     fine = can_do_the_basic_study(lines)

@@ -20,8 +20,8 @@ def export(target: str, form: str, output: Path | None) -> None:
     json: DIR/RUN/metrics/ with final_metrics.json, hardware_stats.json and timing_report.json (and gpu_stats.csv where a GPU was
     measured), which `vitfp8 import` reads back. An earlier export is replaced, nothing else.
     """
-    from vitfp8.params import InputError, suggest
-    from vitfp8.workflow.old_layout import EXPORTS, export_runs, import_command, runs_to_export
+    from vitfp8.errors import InputError, suggest
+    from vitfp8.legacy.old_layout import EXPORTS, export_runs, import_command, runs_to_export
 
     if form in LATER:
         raise InputError(f"--to: {form!r}: is not there yet; take json")

@@ -10,7 +10,7 @@ import click
 from vitfp8.cli.tables import console
 
 if TYPE_CHECKING:
-    from vitfp8.workflow.importing import ImportResult
+    from vitfp8.legacy import ImportResult
 
 
 @click.command(name="import")
@@ -29,7 +29,7 @@ def import_command(source: str, study: str, renaming: tuple[str, ...], force: bo
 
     SOURCE holds checkpoints/NAME/ or NAME/{checkpoints,metrics}/. It is read and never changed; no file of it is executed.
     """
-    from vitfp8.workflow.importing import import_results
+    from vitfp8.legacy import import_results
 
     result = import_results(source, study=study, renaming=renaming, force=force, dry_run=dry_run)
     _print(result, dry_run)
@@ -41,7 +41,7 @@ def _print(result: ImportResult, dry_run: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vitfp8.workflow.importing.source import shown
+    from vitfp8.legacy.source import shown
 
     words = {"keep": "already imported", "import": "would be imported" if dry_run else "imported",
              "replace": "would replace another" if dry_run else "imported; the other is in superseded/"}  # fmt: skip

@@ -18,7 +18,7 @@ def check(files: tuple[str, ...], preset: str | None) -> None:
     Exit status 2 when something would be refused.
     """
     from vitfp8.cli.tables import print_findings
-    from vitfp8.workflow.preflight import check_files, every_precision, examine_machine
+    from vitfp8.run.preflight import check_files, every_precision, examine_machine
 
     findings, runs = check_files([Path(file) for file in files], preset)
     findings += [*examine_machine(runs), *every_precision()]

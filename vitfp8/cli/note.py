@@ -16,7 +16,7 @@ def note(run: str, text: str) -> None:
 
     RUN: a notebook, a run folder, or STUDY/RUN, e.g. digits/BaseFP32-s0. Readers of the record show the note.
     """
-    from vitfp8.params import InputError
+    from vitfp8.errors import InputError
     from vitfp8.record import append_to_run_log, find_run, now, read_record
 
     notebook = find_run(run)

@@ -24,10 +24,10 @@ def runs(study: str | None, as_json: bool) -> None:
     import json
 
     from vitfp8.analysis.disturbance import disturbed
-    from vitfp8.params import InputError, printable
+    from vitfp8.errors import InputError, printable
     from vitfp8.record import load_records, remarks_of, superseded_of
-    from vitfp8.workflow.locate import executed_folder
-    from vitfp8.workflow.study import check_study_name
+    from vitfp8.run.locate import executed_folder
+    from vitfp8.run.study_file import check_study_name
 
     if study:
         check_study_name(study, "study")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from vitfp8.workflow.preflight import Finding
+    from vitfp8.run.preflight import Finding
 
 
 def console() -> Any:
@@ -20,7 +20,7 @@ def console() -> Any:
     """
     from rich.console import Console
 
-    from vitfp8.params import printable
+    from vitfp8.errors import printable
 
     class Verbatim(Console):
         """Takes no text for mark-up."""
@@ -34,7 +34,7 @@ def console() -> Any:
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """What was found of the machine, a line each; warnings and refusals go to standard error."""
-    from vitfp8.params import printable
+    from vitfp8.errors import printable
 
     for finding in findings:
         level = "" if finding.level == "ok" else f"{finding.level}: "

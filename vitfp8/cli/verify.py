@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from vitfp8.workflow.verify import Check
+    from vitfp8.verify.checks import Check
 
 
 @click.command()
@@ -27,11 +27,11 @@ def verify(study: str | None, runs: tuple[str, ...], again: bool, data: bool, as
     """
     import json
 
-    from vitfp8.params import InputError
-    from vitfp8.workflow.locate import executed_folder
-    from vitfp8.workflow.rerun import check_repeatable
-    from vitfp8.workflow.verify import Check, find_notebooks, verify_data
-    from vitfp8.workflow.verify import verify as verify_records
+    from vitfp8.errors import InputError
+    from vitfp8.run.locate import executed_folder
+    from vitfp8.verify.checks import Check, find_notebooks, verify_data
+    from vitfp8.verify.checks import verify as verify_records
+    from vitfp8.verify.rerun import check_repeatable
 
     paths = find_notebooks(study, runs)
     if again and study is None:
@@ -62,8 +62,8 @@ def verify(study: str | None, runs: tuple[str, ...], again: bool, data: bool, as
 
 def _why_not_repeatable(path: Path) -> str | None:
     """Why a run is passed over where no run is named; None where it is finished and of this project."""
-    from vitfp8.params import InputError
-    from vitfp8.workflow.rerun import check_repeatable
+    from vitfp8.errors import InputError
+    from vitfp8.verify.rerun import check_repeatable
 
     try:
         check_repeatable(path)
@@ -74,8 +74,8 @@ def _why_not_repeatable(path: Path) -> str | None:
 
 def _repeat(paths: Sequence[Path], checks: list[Check], quiet: bool) -> int | None:
     """Execute runs again, adding what comes of it; the signal that stopped it."""
-    from vitfp8.workflow.execution import listening
-    from vitfp8.workflow.rerun import rerun
+    from vitfp8.run.execute import listening
+    from vitfp8.verify.rerun import rerun
 
     with listening() as signals:
         for path in paths:

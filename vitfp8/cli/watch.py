@@ -11,7 +11,7 @@ import click
 from vitfp8.cli.tables import console, duration, record_cells
 
 if TYPE_CHECKING:
-    from vitfp8.workflow.progress import StudyProgress
+    from vitfp8.run.progress import StudyProgress
 
 
 @click.command()
@@ -23,8 +23,8 @@ def watch(study: str | None, interval: float, once: bool) -> None:
 
     Without STUDY: the one that changed last. Where nobody watches (the output is a file or a pipe) it prints once and ends.
     """
-    from vitfp8.params import InputError
-    from vitfp8.workflow.progress import latest_study, study_progress
+    from vitfp8.errors import InputError
+    from vitfp8.run.progress import latest_study, study_progress
 
     given = click.get_current_context().get_parameter_source("interval")
     if once and given is click.core.ParameterSource.COMMANDLINE:

@@ -13,7 +13,7 @@ from vitfp8.data.datasets import ImageData
 from vitfp8.data.draws import epoch_order
 from vitfp8.data.operations import Setting
 from vitfp8.data.splits import check_batch_size
-from vitfp8.params import InputError, suggest
+from vitfp8.errors import InputError, suggest
 
 
 def augmentation_of(data: ImageData, level: str) -> Augmentation:

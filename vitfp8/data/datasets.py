@@ -29,7 +29,7 @@ from vitfp8.data.folders import decode_image
 from vitfp8.data.formats import TEST, TRAIN, VALIDATION, Source
 from vitfp8.data.sources import read_source
 from vitfp8.data.splits import SPLITS, split_indices
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 
 #: Largest share of the memory that is free at the start which the images may take, on the device or else on the host.
 MEMORY_FRACTION = 0.25

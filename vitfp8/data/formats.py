@@ -20,8 +20,8 @@ from types import MappingProxyType
 import numpy as np
 
 from vitfp8.catalog import DATASETS
+from vitfp8.errors import InputError
 from vitfp8.home import at_home
-from vitfp8.params import InputError
 
 #: Share of the images of a set without a test split of its own (digits, one folder of classes) that becomes its test split.
 TEST_FRACTION = 0.2

@@ -36,8 +36,8 @@ from vitfp8.data.formats import (
     read_fashion_mnist,
 )
 from vitfp8.data.splits import check_batch_size, split_indices
+from vitfp8.errors import InputError, suggest
 from vitfp8.home import at_home
-from vitfp8.params import InputError, suggest
 
 #: What `validation_fraction` states for a folder with a validation split of its own, where nothing is held out.
 OWN_SPLIT_FRACTION = 0.1

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitfp8.data.draws import fixed_order
 from vitfp8.data.formats import TEST, TEST_FRACTION, TRAIN, UNSPLIT, VALIDATION, Source
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 
 #: Names that `vitfp8.data.ImageData.split` knows.
 SPLITS = ("train", "validation", "test", "train_clean")

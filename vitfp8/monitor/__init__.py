@@ -7,8 +7,8 @@ It imports no torch.
 """
 
 from vitfp8.monitor.apple import parse_pmset, parse_powermetrics
-from vitfp8.monitor.gpu import GPUMonitor
 from vitfp8.monitor.heat import Heat, read_heat
-from vitfp8.monitor.system import SystemMonitor, monitor_stream
+from vitfp8.monitor.machine import SystemMonitor, monitor_stream
+from vitfp8.monitor.nvidia import GPUMonitor
 
 __all__ = ["GPUMonitor", "Heat", "SystemMonitor", "monitor_stream", "parse_pmset", "parse_powermetrics", "read_heat"]

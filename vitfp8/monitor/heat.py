@@ -6,9 +6,9 @@ import platform
 from dataclasses import dataclass
 
 from vitfp8.monitor.apple import MacThermalProbe
-from vitfp8.monitor.gpu import GPUProbe
+from vitfp8.monitor.machine import TemperatureProbe
+from vitfp8.monitor.nvidia import GPUProbe
 from vitfp8.monitor.sampling import Probe, ProbeSet, Value
-from vitfp8.monitor.system import TemperatureProbe
 
 #: Above what it was when idle, a temperature counts as cool by this many °C.
 NEAR_IDLE_CELSIUS = 5.0

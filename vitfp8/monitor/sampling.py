@@ -487,6 +487,6 @@ def check_interval(interval: float) -> float:
 
 def input_error(message: str) -> ValueError:
     """An `InputError` with this one-line message (imported late: parameters pull in more than a monitor needs)."""
-    from vitfp8.params import InputError
+    from vitfp8.errors import InputError
 
     return InputError(message)

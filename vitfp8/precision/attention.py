@@ -1,6 +1,6 @@
 """Softmax attention written out, forward and backward, in every precision: for processors, whose fused kernel's backward is slow.
 
-One function for two ways of holding a format: on its grid in FP32 containers (`vitfp8.precision.emulated.Grid`), or in the dtype
+One function for two ways of holding a format: on its grid in FP32 containers (`vitfp8.precision.grid.Grid`), or in the dtype
 itself (`Native`). Both have the same verbs, and so native BF16 and emulated BF16 differ by the order of sums only. Backward is
 written out too, because autograd would copy each of query, key and value several times on the way.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitfp8.precision.emulated import Grid
+from vitfp8.precision.grid import Grid
 
 
 class Native:

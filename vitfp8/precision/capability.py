@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 from vitfp8.precision.recipes import RECIPES, recipe_named
 
 #: Recipe → the least compute capability of an NVIDIA GPU on which ``torch._scaled_mm`` runs it.

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitfp8.params import InputError, suggest
+from vitfp8.errors import InputError, suggest
 
 
 @dataclass(frozen=True, kw_only=True)

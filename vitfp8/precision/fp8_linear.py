@@ -42,7 +42,7 @@ What this does not model
 Backends
     ``emulated`` runs anywhere. Its products are BF16 or FP32 (`FP8Linear.product_dtype`), whichever the processor is fast
     at; both are exact on the grid. The quantisers are a compiled routine where there is a compiler
-    (`vitfp8.precision.cpu_quantizer`) and eager PyTorch elsewhere, with the same bits. ``native`` stores the operands in
+    (`vitfp8.precision.rounding`) and eager PyTorch elsewhere, with the same bits. ``native`` stores the operands in
     FP8 dtypes and calls ``torch._scaled_mm`` (`vitfp8.precision.native_products`): NVIDIA hardware with FP8
     products, and, except for MX, PyTorch's reference on a processor, by which the tests compare both. Native delayed
     scaling moves on at the end of the backward pass, emulated with each operand; then their state is the same. Ask
@@ -66,7 +66,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vitfp8.params import InputError, suggest
+from vitfp8.errors import InputError, suggest
 from vitfp8.precision import native_products
 from vitfp8.precision.capability import NATIVE_CAPABILITY, has_native_products
 from vitfp8.precision.native_products import no_autocast

@@ -11,7 +11,7 @@ other rules, so the rules are written out here once, as the verbs of `Arithmetic
 ``attention``
     both products in the format, softmax in FP32.
 
-Emulated, every tensor stays in an FP32 container (`vitfp8.precision.emulated`) and is rounded wherever a native tensor of the
+Emulated, every tensor stays in an FP32 container (`vitfp8.precision.grid`) and is rounded wherever a native tensor of the
 format would hold it, so that emulated FP16 differs from native half only by the order of sums.
 """
 
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
-from vitfp8.precision import attention, emulated
+from vitfp8.precision import attention
+from vitfp8.precision import grid as emulated
 
 
 class Arithmetic:

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vitfp8.params import InputError, suggest
-from vitfp8.precision import cpu_quantizer
+from vitfp8.errors import InputError, suggest
+from vitfp8.precision import rounding
 from vitfp8.precision.formats import NumberFormat, round_in_range
 from vitfp8.precision.recipes import SCALE_RULES, Cast
 
@@ -222,7 +222,7 @@ def quantize(
         The operand; −0 may have become +0, which no product can tell.
     """
     tensor = tensor.detach().contiguous()
-    compiled = None if torch.compiler.is_compiling() or tensor.numel() == 0 else cpu_quantizer.load()
+    compiled = None if torch.compiler.is_compiling() or tensor.numel() == 0 else rounding.load()
     if compiled is not None and not compiled.takes(tensor, container):
         compiled = None
     shape = (tensor.shape[0], tensor.shape[1])

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from vitfp8.params import InputError, suggest
+from vitfp8.errors import InputError, suggest
 from vitfp8.precision.formats import FORMATS, NumberFormat
 
 PRODUCTS = ("fprop", "dgrad", "wgrad")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 from vitfp8.precision.layers import Arithmetic, PreciseAttention, replace_layers
 from vitfp8.precision.recipes import Recipe
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from vitfp8.catalog import DATASETS
-from vitfp8.params import InputError
+from vitfp8.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -41,14 +41,14 @@ _TRAINING = (
     "model.py",
     "precision/attention.py",
     "precision/capability.py",
-    "precision/cpu_quantizer.py",
-    "precision/emulated.py",
+    "precision/rounding.py",
+    "precision/grid.py",
     "precision/formats.py",
     "precision/fp8_linear.py",
     "precision/health.py",
     "precision/layers.py",
     "precision/native_products.py",
-    "precision/policy.py",
+    "precision/prepare.py",
     "precision/quantizer.py",
     "precision/recipes.py",
     "pretrained.py",
@@ -61,11 +61,11 @@ DECIDING: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "run": _TRAINING,
         "quantization": (
             *_TRAINING,
-            "quantize/experiment.py",
-            "quantize/export.py",
-            "quantize/schemes.py",
-            "quantize/source.py",
-            "trained_model.py",
+            "ptq/experiment.py",
+            "ptq/safetensors.py",
+            "ptq/schemes.py",
+            "ptq/start.py",
+            "ptq/trained_model.py",
         ),
     }
 )
@@ -81,12 +81,14 @@ DECIDING_NOTHING: Mapping[str, str] = MappingProxyType(
         "data/__init__.py": "only names what other modules define",
         "memory.py": "keeps and counts memory; training reads none of it",
         "monitor/": "measures the machine; training reads none of it",
-        "params.py": "gives values, which stand in the record and have a digest of their own",
+        "errors.py": "words errors",
+        "files.py": "writes whole files",
+        "params/": "gives values, which stand in the record and have a digest of their own",
         "precision/__init__.py": "only names what other modules define",
-        "precision/inspect_layer.py": "for looking at one layer in formats.ipynb; no run imports it",
+        "explore.py": "for looking at one layer in formats.ipynb; no run imports it",
         "precision/rows.py": "tells what became of each layer, seen on a copy without memory, and changes none",
-        "quantize/__init__.py": "only names what other modules define",
-        "quantize_params.py": "gives values, which stand in the record and have a digest of their own",
+        "ptq/__init__.py": "only names what other modules define",
+        "params/quantization.py": "gives values, which stand in the record and have a digest of their own",
         "record/": "stores what it is given; the weights that a quantisation starts from are named by their digest",
     }
 )

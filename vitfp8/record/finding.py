@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from vitfp8.errors import InputError
 from vitfp8.home import at_home
-from vitfp8.params import InputError
 from vitfp8.record.journal import JOURNAL
 from vitfp8.record.source import notebook_of
 

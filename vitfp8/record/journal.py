@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vitfp8.errors import InputError
 from vitfp8.home import from_home
-from vitfp8.params import InputError
 from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _json_safe, validated
 
 JOURNAL = "journal.jsonl"

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from vitfp8.params import printable
+from vitfp8.errors import printable
 from vitfp8.record.deciding_code import CODE_DIGEST_RULE, PACKAGE, code_digest
 
 #: Packages whose versions enter a record.

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitfp8.catalog import EXPERIMENTS, catalogue_order
+from vitfp8.errors import InputError
 from vitfp8.home import at_home, study_home
-from vitfp8.params import InputError, assignments, why_no_text
+from vitfp8.params import assignments, why_no_text
 from vitfp8.record.journal import (
     JOURNAL,
     RUNNER_LOCK,

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vitfp8.params import RunParams, identity_digest
-from vitfp8.quantize_params import parameters_of
+from vitfp8.params.quantization import parameters_of
 
 #: The MIME type under which a record stands in an executed notebook.
 RECORD_MIME = "application/vnd.vitfp8.record+json"

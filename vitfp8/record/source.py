@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitfp8.errors import InputError
 from vitfp8.home import run_command
-from vitfp8.params import InputError
 from vitfp8.record.reading import RecordError, read_record, run_folders
 from vitfp8.record.schema import RunRecord
 

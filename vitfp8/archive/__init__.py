@@ -1,0 +1,1 @@
+"""Backups: a verified copy of results, and its way back."""

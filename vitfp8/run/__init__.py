@@ -1,0 +1,1 @@
+"""From a study to executed notebooks: plan, check, execute."""
