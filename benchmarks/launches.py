@@ -11,7 +11,6 @@ every precision, are left out, and so is what a compiler fuses. The second step 
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitfp8.model import create_model
 from vitfp8.params import Layer, RunParams, read_layer, validate
-
-# the function `prepare` hides its module in the package
-policy: Any = importlib.import_module("vitfp8.precision.prepare")
+from vitfp8.precision import preparation as policy
 
 META = torch.device("meta")
 
@@ -69,7 +66,7 @@ def launches(precision: str, recipe: str = "", **changes: int) -> Counter[str]:
     """Operation → how often a step of ViT-Ti launches it.
 
     Args:
-        precision: a key of `vitfp8.precision.prepare.PRECISIONS`.
+        precision: a key of `vitfp8.precision.preparation.PRECISIONS`.
         recipe: of FP8.
         changes: run parameters that differ: ``image_size``, ``patch_size``, ``batch_size``, ``depth`` and so on.
     """

@@ -124,7 +124,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
 def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """BF16 is native on this processor, whatever it has: torch multiplies in it anywhere, only slowly."""
-    for place in ("policy", "capability"):
+    for place in ("preparation", "capability"):
         monkeypatch.setattr(f"vitfp8.precision.{place}.has_native_products", lambda format, device: (True, "as the test says"))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Public name → the module that has it; imported when first used, so that ``import vitfp8`` is quick and loads no torch.
 _HOMES = {
-    "InputError": "vitfp8.params",
+    "InputError": "vitfp8.errors",
     "RunParams": "vitfp8.params",
     "ViTTrainer": "vitfp8.trainer",
     "load_history": "vitfp8.record",

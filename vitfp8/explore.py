@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from vitfp8.errors import InputError, suggest
 from vitfp8.precision.formats import format_named, round_to_format, sqnr
 from vitfp8.precision.health import MEASURES, OPERANDS, measure
-from vitfp8.precision.prepare import PRECISIONS, prepare
+from vitfp8.precision.preparation import PRECISIONS, prepare
 from vitfp8.precision.quantizer import amax_of, quantize, scale_from_amax
 from vitfp8.precision.recipes import Cast, recipe_named
 

@@ -19,7 +19,7 @@ from benchmarks.launches import launches
 from vitfp8.model import create_model
 from vitfp8.params import Layer, read_layer, validate
 from vitfp8.precision import native_products, prepare
-from vitfp8.precision import prepare as policy
+from vitfp8.precision import preparation as policy
 from vitfp8.precision.capability import NATIVE_CAPABILITY, native_support
 from vitfp8.precision.formats import sqnr
 from vitfp8.precision.fp8_linear import FP8Linear

@@ -10,11 +10,11 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "StudyResults": "metrics",
-    "load_results": "metrics",
-    "FIGURES": "plots",
-    "show_figure": "plots",
-    "show_table": "tables",
+    "StudyResults": "results",
+    "load_results": "results",
+    "FIGURES": "figures.of_study",
+    "show_figure": "figures.of_study",
+    "show_table": "study_tables",
     "write_report_files": "summary",
 }
 

@@ -5,7 +5,7 @@ The door is `prepare`: it gives a model a precision and says what really runs. `
 
 from vitfp8.precision.capability import compiler_for, has_native_products, resolve_device
 from vitfp8.precision.formats import FORMATS, round_to_format
-from vitfp8.precision.prepare import PRECISIONS, PreparedPrecision, check_layers, choose_backend, prepare
+from vitfp8.precision.preparation import PRECISIONS, PreparedPrecision, check_layers, choose_backend, prepare
 
 __all__ = [
     "FORMATS",

@@ -48,7 +48,7 @@ _TRAINING = (
     "precision/health.py",
     "precision/layers.py",
     "precision/native_products.py",
-    "precision/prepare.py",
+    "precision/preparation.py",
     "precision/quantizer.py",
     "precision/recipes.py",
     "pretrained.py",
