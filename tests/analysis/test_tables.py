@@ -22,7 +22,7 @@ from vitfp8.analysis import study_tables as tables
 from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, escape_markdown, one_line
 from vitfp8.analysis.results import load_results
 from vitfp8.analysis.summary import summary_text, write_report_files
-from vitfp8.analysis.table import MISSING, ReportTable
+from vitfp8.analysis.table import MISSING, TABLE_MIME, ReportTable
 from vitfp8.record import Metrics
 
 Study = Callable[..., Path]
@@ -90,7 +90,11 @@ def test_the_csv_holds_fractions_and_seconds_not_percent(four: Path) -> None:
 
 
 def test_a_table_shows_itself_as_html_latex_and_text_together(four: Path) -> None:
-    bundle = tables.comparison(load_results(four))._repr_mimebundle_()
+    table = tables.comparison(load_results(four))
+    bundle = table._repr_mimebundle_()
+    data = json.loads(json.dumps(bundle.pop(TABLE_MIME)))
+    assert data["columns"] == list(table.columns) and data["rows"] == [list(row) for row in table.rows]
+    assert len(data["alignment"]) == len(table.columns) and data["alignment"][0] == "left"
     assert set(bundle) == {"text/html", "text/latex", "text/plain"}
     assert "Styler" not in "".join(bundle.values())
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
