@@ -36,7 +36,7 @@ from vitfp8.legacy.source import (
 from vitfp8.legacy.stated import TIMING, Stated, read_stated
 from vitfp8.legacy.values import OldHistory, read_hardware, read_history, read_quantization
 from vitfp8.record import Hardware, RunRecord, digest_of, now
-from vitfp8.record.schema import compress, expand
+from vitfp8.record.codec import compress, expand
 
 FINAL, INTERRUPTED = "final_metrics.json", "interrupted_metrics.json"
 LOAD, GPU = "hardware_stats.json", "gpu_stats.csv"
