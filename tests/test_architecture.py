@@ -187,3 +187,9 @@ def logic_in(source: str) -> Iterator[str]:
 )
 def test_logic_in_a_cell_is_found(source: str, found: list[str]) -> None:
     assert list(logic_in(source)) == found
+
+
+def test_the_linter_sees_every_module() -> None:
+    """Its exclusions are anchored to the top, so that a room named like a folder of results does not escape it."""
+    listed = subprocess.run([sys.executable, "-m", "ruff", "check", "--show-files", TOP], capture_output=True, text=True).stdout
+    assert {str(path) for path in all_modules()} <= set(listed.splitlines())

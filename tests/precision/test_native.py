@@ -34,7 +34,10 @@ PARAMS = Path(__file__).parents[2] / "params" / "BaseFP8.yaml"
 REFERENCE = ("tensorwise", "delayed", "rowwise", "rowwise_with_gw_hp")
 TORCHAO = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+HAS_MX = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (10, 0)
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_FP8, reason="needs an NVIDIA GPU with FP8 products")]
+gpu_with_mx = [pytest.mark.gpu, pytest.mark.skipif(not HAS_MX, reason="needs an NVIDIA GPU with MX products")]
+ON_A_GPU = [pytest.param(recipe, marks=gpu) for recipe in REFERENCE] + [pytest.param("mxfp8", marks=gpu_with_mx)]
 
 
 @pytest.fixture
@@ -243,7 +246,8 @@ def test_sizes_decide_nothing_and_the_recipe_does(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("on_hopper")
 @pytest.mark.parametrize(
     ("precision", "recipe"),
-    [("fp32", ""), ("bf16", ""), ("fp16", ""), ("fp8", "tensorwise"), ("fp8", "rowwise"), ("fp8", "delayed")],
+    [("fp32", ""), ("bf16", ""), ("fp16", ""), ("fp8", "tensorwise"), ("fp8", "rowwise"), ("fp8", "delayed")]
+    + [("fp8", "rowwise_with_gw_hp"), ("fp8", "mxfp8")],
 )
 def test_a_native_model_is_one_graph(precision: str, recipe: str) -> None:
     torch._dynamo.reset()
@@ -337,7 +341,7 @@ def test_the_observer_of_a_native_layer_sees_what_that_of_an_emulated_one_sees(r
 # ------------------------------------------------------------------------------------------------ on a GPU
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(recipe, marks=gpu) for recipe in REFERENCE])
+@pytest.mark.parametrize("recipe", ON_A_GPU)
 def test_on_a_gpu_native_products_agree_with_emulation(recipe: str) -> None:
     linear, x, gradient = data(131, 64, 96, "cuda")
     emulated = one_pass(FP8Linear.from_linear(copy.deepcopy(linear), recipe=recipe), x, gradient)
@@ -345,7 +349,7 @@ def test_on_a_gpu_native_products_agree_with_emulation(recipe: str) -> None:
         assert sqnr(b.float(), a.float()) > 40
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(recipe, marks=gpu) for recipe in REFERENCE])
+@pytest.mark.parametrize("recipe", ON_A_GPU)
 def test_on_a_gpu_a_native_training_follows_the_emulated_one(recipe: str) -> None:
     device = torch.device("cuda")
     losses: dict[str, list[float]] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.analysis.escaping import one_line
-from vitfp8.analysis.study_tables import ReportTable, number
+from vitfp8.analysis.table import ReportTable, number
 from vitfp8.catalog import AUGM_BUNDLE, PRECISIONS, label_of
 from vitfp8.legacy.stated import TIMING
 from vitfp8.record import RECORD_MIME, RunRecord, read_record
@@ -251,6 +251,6 @@ def _code(name: str, source: str, data: dict[str, Any], details: dict[str, Any] 
     return v4.new_code_cell(source, id=name, outputs=[output])
 
 
-def _bundle(table: ReportTable) -> dict[str, str]:
+def _bundle(table: ReportTable) -> dict[str, Any]:
     """A table's forms as an output's data."""
     return dict(table._repr_mimebundle_())

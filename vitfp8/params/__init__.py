@@ -145,7 +145,7 @@ class Parameters(BaseModel):
         description="name of a control or of a point of a sweep; empty for the experiment itself"
     )
     question: Annotated[_Text, About(decides=False)] = Field(description="what this experiment asks")
-    expectation: Annotated[_Text, About(decides=False)] = Field(description="what is expected, said beforehand")
+    expectation: Annotated[_Text, About(decides=False)] = Field(description="what is expected, stated before the run")
 
     seed: Annotated[_Int, Field(ge=0, lt=2**31), About()] = Field(description="decides every random draw")
 
