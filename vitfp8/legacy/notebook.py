@@ -14,7 +14,7 @@ from vitfp8.catalog import AUGM_BUNDLE, PRECISIONS, label_of
 from vitfp8.errors import printable
 from vitfp8.legacy.reader import TIMING
 from vitfp8.record import RECORD_MIME, RunRecord, read_record
-from vitfp8.record.schema import expand
+from vitfp8.record.codec import expand
 
 _MOST_FILES = 300
 

@@ -45,7 +45,7 @@ from vitfp8.legacy.reader import (
 )
 from vitfp8.legacy.source import OldFolder, SourceFile, SourceTree
 from vitfp8.record import RunRecord, digest_of, now
-from vitfp8.record.schema import compress
+from vitfp8.record.codec import compress
 
 _CHECKPOINTS = (".pt", ".pth", ".ckpt")
 

@@ -1,6 +1,7 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
 from vitfp8.record.backups import BackupState, backup_state
+from vitfp8.record.codec import RECORD_MIME, agrees_with_digest, digest_of, payload_digest
 from vitfp8.record.deciding_code import code_digest, code_digest_rule, compare_code, incomparable_code
 from vitfp8.record.finding import find_run, runs_there
 from vitfp8.record.journal import (
@@ -13,7 +14,6 @@ from vitfp8.record.journal import (
     is_executing,
     is_live,
     is_locked,
-    now,
     record_from_journal,
     refuse_finished,
     summary_line,
@@ -34,7 +34,6 @@ from vitfp8.record.reading import (
 from vitfp8.record.remarks import SUPERSEDED, Remark, remark_words, remarks_of, superseded_of
 from vitfp8.record.schema import (
     NOT_8_BITS,
-    RECORD_MIME,
     EpochRow,
     Hardware,
     LayerPrecision,
@@ -43,9 +42,7 @@ from vitfp8.record.schema import (
     QuantizationRow,
     RunRecord,
     SensitivityRow,
-    agrees_with_digest,
-    digest_of,
-    payload_digest,
+    now,
     quartiles,
 )
 from vitfp8.record.source import best_weights, notebook_of, read_source, source_command

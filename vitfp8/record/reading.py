@@ -20,6 +20,7 @@ from vitfp8.catalog import EXPERIMENTS, catalogue_order
 from vitfp8.errors import InputError
 from vitfp8.home import at_home, study_home
 from vitfp8.params import assignments, why_no_text
+from vitfp8.record.codec import RECORD_MIME, LaterVersionError
 from vitfp8.record.journal import (
     JOURNAL,
     RUNNER_LOCK,
@@ -29,7 +30,7 @@ from vitfp8.record.journal import (
     is_locked,
     record_from_journal,
 )
-from vitfp8.record.schema import RECORD_MIME, LaterVersionError, RunRecord, validated
+from vitfp8.record.schema import RunRecord, validated
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -33,8 +33,8 @@ from vitfp8.record import (
     payload_digest,
     record_from_journal,
 )
+from vitfp8.record.codec import PAYLOAD_DIGEST
 from vitfp8.record.reading import read_payload
-from vitfp8.record.schema import PAYLOAD_DIGEST
 from vitfp8.run.locate import executed_folder, preset_file, template
 from vitfp8.run.plan import layers_for
 from vitfp8.run.study_file import load_study
@@ -193,7 +193,7 @@ def _payload(run: _Run) -> Iterator[Found]:
     """The digest of the whole payload."""
     if PAYLOAD_DIGEST not in run.payload:
         yield "note", "carries no digest of itself: an earlier version made it"
-    elif not agrees_with_digest(run.payload, [run.record, *([run.own_journal] if run.own_journal else [])]):
+    elif not agrees_with_digest(run.payload, (copy.to_payload() for copy in (run.record, run.own_journal) if copy is not None)):
         found = payload_digest(run.payload)
         yield "FAILED", contradiction(PAYLOAD_DIGEST, run.payload[PAYLOAD_DIGEST], found, "the record: it was edited")
 
