@@ -109,7 +109,7 @@ def test_a_note_that_says_nothing_or_too_much_is_refused_and_nothing_is_written(
 def test_a_note_on_what_is_no_run_or_cannot_be_written_is_refused(lab: Path) -> None:
     analysis = lab / "executed/digits/analysis.ipynb"
     analysis.write_text(json.dumps({"cells": [], "metadata": {"vitfp8": {"kind": "analysis"}}}))
-    assert "no run" in refusal("note", analysis, "x")
+    assert "not a run" in refusal("note", analysis, "x")
     (lab / "executed/digits/BaseFP32-s0.log.jsonl").mkdir()
     assert "cannot be written" in refusal("note", "digits/BaseFP32-s0", "x")
 

@@ -26,7 +26,7 @@ from vitfp8.home import at_home, from_home, run_command, study_home
 from vitfp8.params import IDENTITY_RULE, RunParams, assignments, from_notebook, read_layer, validate
 from vitfp8.params.quantization import QuantizeParams
 from vitfp8.ptq.start import find_source
-from vitfp8.record import RECORD_MIME, RunJournal, RunRecord, digest_of, payload_digest, record_from_journal, source_command
+from vitfp8.record import RECORD_MIME, RunJournal, RunRecord, digest_of, payload_digest, record_from_journal, source_run_command
 from vitfp8.record.codec import agrees_with_digest
 from vitfp8.run.execute import _ThisInterpreter
 from vitfp8.run.plan import plan_batch
@@ -229,7 +229,7 @@ def test_a_batch_planned_from_the_notebooks_folder_is_that_of_the_project(projec
 )
 def test_advice_makes_what_is_missing_and_never_another_study(study: str, command: str, project: Path) -> None:
     assert run_command(study) == command
-    assert source_command("AugmFP16", study=study) == f"`{command.replace('run', 'run AugmFP16', 1)}`"
+    assert source_run_command("AugmFP16", study=study) == f"`{command.replace('run', 'run AugmFP16', 1)}`"
     from vitfp8.analysis import load_results
 
     with pytest.raises(InputError, match=re.escape(f"`{command}` executes them")):
