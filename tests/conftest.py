@@ -16,7 +16,7 @@ from vitfp8.catalog import BUNDLES
 from vitfp8.params import Layer, RunParams, read_layer, validate
 
 if TYPE_CHECKING:  # torch is loaded by the tests that need it
-    from vitfp8.experiment import Experiment
+    from vitfp8.experiment import PreparedRun
 
 # A shell that starts a job in the background makes it ignore Ctrl-C, and children inherit that: tests that send it need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,11 +46,11 @@ def smoke_params() -> Callable[..., RunParams]:
 
 
 @pytest.fixture
-def prepared(smoke_params: Callable[..., RunParams], tmp_path: Path) -> Callable[..., Experiment]:
+def prepared(smoke_params: Callable[..., RunParams], tmp_path: Path) -> Callable[..., PreparedRun]:
     """An experiment under the smoke preset, ready to train, in a run folder of its own, with overrides."""
     from vitfp8.experiment import prepare_experiment
 
-    def make(experiment: str = "BaseFP32", folder: str = "run", **overrides: object) -> Experiment:
+    def make(experiment: str = "BaseFP32", folder: str = "run", **overrides: object) -> PreparedRun:
         return prepare_experiment(smoke_params(experiment, run_folder=str(tmp_path / folder), **overrides))
 
     return make

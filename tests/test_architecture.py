@@ -32,11 +32,15 @@ MAY_IMPORT = {
     "precision": {"errors", "catalog", "params"},
     "explore": {"errors", "precision", "params"},
     "monitor": {"errors", "params"},
-    "checkpoint": {"errors", "params"},
+    "checkpoint": {"errors", "files"},
     "memory": {"errors", "params"},
+    "interrupt": set(),
+    "random_state": set(),
+    "epoch": set(),
     "compilation": {"errors", "params", "precision"},
-    "trainer": {"errors", "params", "data", "model", "precision", "checkpoint", "compilation", "memory"},
-    "experiment": TRAINS | {"checkpoint", "trainer", "compilation"},
+    "trainer": {"errors", "params", "data", "model", "precision", "checkpoint", "compilation", "memory"}
+    | {"epoch", "interrupt", "random_state"},
+    "experiment": TRAINS | {"checkpoint", "trainer", "compilation", "epoch"},
     "ptq": TRAINS | {"checkpoint", "experiment"},
     "analysis": {"errors", "catalog", "params", "home", "record"},
     # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor

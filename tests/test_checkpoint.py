@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import vitfp8.checkpoint
+import vitfp8.trainer
 from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
-from vitfp8.experiment import Experiment, prepare_experiment
+from vitfp8.experiment import PreparedRun, prepare_experiment
 from vitfp8.params import RunParams
 from vitfp8.record import RunJournal, RunRecord
 
@@ -23,16 +24,16 @@ Make = Callable[..., RunParams]
 
 
 @pytest.fixture
-def prepared(smoke_params: Make, tmp_path: Path) -> Callable[..., Experiment]:
+def prepared(smoke_params: Make, tmp_path: Path) -> Callable[..., PreparedRun]:
     """An experiment of seconds, with overrides."""
 
-    def make(experiment: str = "BaseFP32", folder: str = "run", **overrides: object) -> Experiment:
+    def make(experiment: str = "BaseFP32", folder: str = "run", **overrides: object) -> PreparedRun:
         return prepare_experiment(smoke_params(experiment, run_folder=str(tmp_path / folder), **overrides))
 
     return make
 
 
-def run(experiment: Experiment) -> RunRecord:
+def run(experiment: PreparedRun) -> RunRecord:
     """Train to the end and return the record."""
     with RunJournal(experiment.folder, experiment.record(), show=False) as journal:
         return experiment.run(journal)
@@ -42,7 +43,7 @@ class DeathError(BaseException):
     """Stands for kill -9 where a test needs the exact moment: nothing catches it."""
 
 
-def die_after(experiment: Experiment, steps: int) -> None:
+def die_after(experiment: PreparedRun, steps: int) -> None:
     """Train, and die in mid-epoch after so many steps: no checkpoint is written then."""
     step, count = experiment.trainer.train_step, 0
 
@@ -92,7 +93,7 @@ DAMAGES = [truncate, alter, poison, forget_the_digest]
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
-    prepared: Callable[..., Experiment], damage: Callable[[Path], None]
+    prepared: Callable[..., PreparedRun], damage: Callable[[Path], None]
 ) -> None:
     straight = run(prepared(folder="straight", epochs=3))
     died = prepared(epochs=3)
@@ -107,7 +108,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert not (died.folder / "checkpoints" / "pwned").exists()
 
 
-def test_with_both_damaged_nothing_is_trained_and_one_line_says_why(prepared: Callable[..., Experiment]) -> None:
+def test_with_both_damaged_nothing_is_trained_and_one_line_says_why(prepared: Callable[..., PreparedRun]) -> None:
     died = prepared(epochs=3)
     die_after(died, 2 * len(died.trainer.batches) + 3)
     for name in ("last", "previous"):
@@ -130,7 +131,7 @@ def test_with_both_damaged_nothing_is_trained_and_one_line_says_why(prepared: Ca
     ids=["fp32", "bf16", "fp16", "fp8", "fp8 delayed", "fp8 mx"],
 )
 def test_death_in_mid_epoch_continues_to_the_same_bits(
-    prepared: Callable[..., Experiment], experiment: str, overrides: dict[str, object]
+    prepared: Callable[..., PreparedRun], experiment: str, overrides: dict[str, object]
 ) -> None:
     straight = prepared(experiment, folder="straight", health_every=3, **overrides)
     expected = run(straight)
@@ -146,7 +147,7 @@ def test_death_in_mid_epoch_continues_to_the_same_bits(
         assert torch.equal(tensor, continued.model.state_dict()[name]), name
 
 
-def test_every_random_generator_continues(prepared: Callable[..., Experiment]) -> None:
+def test_every_random_generator_continues(prepared: Callable[..., PreparedRun]) -> None:
     experiment = prepared()
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     experiment.trainer.save_checkpoint()
@@ -156,7 +157,7 @@ def test_every_random_generator_continues(prepared: Callable[..., Experiment]) -
     assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
 
 
-def test_measured_time_of_all_attempts_is_in_the_record(prepared: Callable[..., Experiment]) -> None:
+def test_measured_time_of_all_attempts_is_in_the_record(prepared: Callable[..., PreparedRun]) -> None:
     died = prepared(epochs=2, checkpoint_minutes=1e-9)
     die_after(died, len(died.trainer.batches) + 5)
     before = load_checkpoint(died.folder / "checkpoints" / "last.pt")
@@ -196,6 +197,49 @@ def test_whenever_a_save_is_cut_short_one_of_the_two_is_whole(
     assert found is not None and found[0]["number"] in (2, 3)
 
 
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Inodes of the files that were flushed to disk; a power cut loses the content of others."""
+    inodes: set[int] = set()
+    original = os.fsync
+
+    def recorded(handle: int) -> None:
+        original(handle)
+        inodes.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    return inodes
+
+
+def test_after_a_power_cut_a_training_of_short_epochs_continues_from_a_flushed_checkpoint_to_the_same_bits(
+    prepared: Callable[..., PreparedRun], flushed: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vitfp8.trainer, "FLUSH_SECONDS", 3600.0)
+    straight = run(prepared(folder="straight", epochs=4))
+    died = prepared(epochs=4)
+    die_after(died, 3 * len(died.trainer.batches) + 3)
+    lost = [path for path in (died.folder / "checkpoints").iterdir() if path.stat().st_ino not in flushed]
+    assert {path.name for path in lost} >= {"last.pt", "last.pt.sha256"}, "the epochs are short: not each one is flushed"
+    for path in lost:
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"continued from previous\.pt"):
+        continued = prepared(epochs=4)
+    assert continued.trainer.epoch == 1, "the epochs since the last flush are lost"
+    assert run(continued).deterministic["digest"] == straight.deterministic["digest"]
+    for path in (died.folder / "checkpoints").iterdir():
+        assert path.stat().st_ino in flushed, f"{path.name}: flushed at the end"
+
+
+def test_epochs_that_take_long_are_flushed_one_by_one(
+    prepared: Callable[..., PreparedRun], flushed: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vitfp8.trainer, "FLUSH_SECONDS", 0.0)
+    died = prepared(epochs=3)
+    die_after(died, 2 * len(died.trainer.batches) + 3)
+    for path in (died.folder / "checkpoints").iterdir():
+        assert path.stat().st_ino in flushed, path.name
+
+
 def test_a_file_system_without_links_keeps_the_one_before_by_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_arguments: object) -> None:
         raise OSError("no links here")
@@ -211,7 +255,7 @@ def test_a_file_system_without_links_keeps_the_one_before_by_copying(tmp_path: P
     ]
 
 
-def test_a_run_that_died_in_its_test_names_the_checkpoint_that_is_there(prepared: Callable[..., Experiment]) -> None:
+def test_a_run_that_died_in_its_test_names_the_checkpoint_that_is_there(prepared: Callable[..., PreparedRun]) -> None:
     prepared(epochs=2).trainer.train()
     experiment = prepared(epochs=2)
     record, folder = run(experiment), experiment.folder / "checkpoints"
@@ -219,21 +263,21 @@ def test_a_run_that_died_in_its_test_names_the_checkpoint_that_is_there(prepared
     assert record.checkpoints == {name: file_digest(folder / f"{name}.pt") for name in ("best", "last")}
 
 
-def test_by_default_best_last_and_the_one_before_are_kept(prepared: Callable[..., Experiment]) -> None:
+def test_by_default_best_last_and_the_one_before_are_kept(prepared: Callable[..., PreparedRun]) -> None:
     experiment = prepared(epochs=3, checkpoint_every=None)
     run(experiment)
     names = {path.name for path in (experiment.folder / "checkpoints").glob("*.pt")}
     assert names == {"best.pt", "last.pt", "previous.pt"}
 
 
-def test_retention_keeps_every_nth_epoch_where_it_is_asked_for(prepared: Callable[..., Experiment]) -> None:
+def test_retention_keeps_every_nth_epoch_where_it_is_asked_for(prepared: Callable[..., PreparedRun]) -> None:
     experiment = prepared(epochs=4, checkpoint_every=2)
     run(experiment)
     names = {path.stem for path in (experiment.folder / "checkpoints").glob("epoch_*.pt")}
     assert names == {"epoch_2", "epoch_4"}
 
 
-def test_best_weights_of_another_moment_never_decide_a_test_accuracy(prepared: Callable[..., Experiment]) -> None:
+def test_best_weights_of_another_moment_never_decide_a_test_accuracy(prepared: Callable[..., PreparedRun]) -> None:
     experiment = prepared(epochs=3)
     experiment.trainer.train_epoch()
     experiment.trainer._close_epoch()
@@ -243,7 +287,7 @@ def test_best_weights_of_another_moment_never_decide_a_test_accuracy(prepared: C
         experiment.trainer.load_weights("best")
 
 
-def test_a_run_never_continues_on_another_data_set(prepared: Callable[..., Experiment]) -> None:
+def test_a_run_never_continues_on_another_data_set(prepared: Callable[..., PreparedRun]) -> None:
     experiment, again = prepared(epochs=2), prepared(epochs=2)
     run(experiment)
     object.__setattr__(again.data, "digest", "another")

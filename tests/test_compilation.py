@@ -16,7 +16,7 @@ from vitfp8 import compilation
 from vitfp8 import experiment as experiment_module
 from vitfp8.compilation import STUDY_RUNS_EAGERLY, Compilation, compile_model, decide_compilation
 from vitfp8.errors import InputError
-from vitfp8.experiment import Experiment, why_eager
+from vitfp8.experiment import PreparedRun, why_eager
 from vitfp8.params import RunParams
 from vitfp8.run.execute import execute
 from vitfp8.run.plan import PlannedRun
@@ -129,7 +129,7 @@ def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_health_decides_no_bit_of_a_compiled_training(
-    prepared: Callable[..., Experiment], traced: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[..., PreparedRun], traced: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native_bf16(monkeypatch)
     weights, reports = [], []
@@ -149,7 +149,7 @@ def test_health_decides_no_bit_of_a_compiled_training(
 
 
 def test_a_compiled_model_sees_one_batch_size_and_compiling_leaves_no_trace(
-    prepared: Callable[..., Experiment], traced: list[torch.Size]
+    prepared: Callable[..., PreparedRun], traced: list[torch.Size]
 ) -> None:
     eager = prepared(folder="eager", epochs=1, depth=1, batch_size=100)
     eager.trainer.train()
@@ -166,7 +166,7 @@ def test_a_compiled_model_sees_one_batch_size_and_compiling_leaves_no_trace(
 
 @pytest.mark.parametrize("experiment", ["BaseFP32", "AugmFP32"])
 def test_everything_is_compiled_before_the_first_epoch(
-    prepared: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, experiment: str
+    prepared: Callable[..., PreparedRun], monkeypatch: pytest.MonkeyPatch, experiment: str
 ) -> None:
     graphs: list[torch.fx.GraphModule] = []
 
@@ -187,7 +187,7 @@ def test_everything_is_compiled_before_the_first_epoch(
     assert len(graphs) == 2
 
 
-def test_a_record_says_what_ran(prepared: Callable[..., Experiment]) -> None:
+def test_a_record_says_what_ran(prepared: Callable[..., PreparedRun]) -> None:
     precision = prepared(torch_compile="auto", device="cpu").record().precision
     assert precision is not None
     assert (precision.compiled, precision.cuda_graphs, precision.attention) == (False, False, "written out")

@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 
 from tests.test_checkpoint import DeathError, die_after, run
-from vitfp8.experiment import Experiment, prepare_experiment
+from vitfp8.experiment import PreparedRun, prepare_experiment
 from vitfp8.params import RunParams
 from vitfp8.record import remarks_of
 
 
 @pytest.fixture
-def prepared(smoke_params: Callable[..., RunParams], tmp_path: Path) -> Callable[..., Experiment]:
+def prepared(smoke_params: Callable[..., RunParams], tmp_path: Path) -> Callable[..., PreparedRun]:
     """An experiment of seconds, in one run folder."""
 
-    def make() -> Experiment:
+    def make() -> PreparedRun:
         return prepare_experiment(smoke_params("BaseFP32", run_folder=str(tmp_path / "BaseFP32-s0"), epochs=4))
 
     return make
 
 
 def test_a_run_that_died_twice_says_both_continuations_and_the_checkpoint_that_was_passed_over(
-    prepared: Callable[..., Experiment], tmp_path: Path
+    prepared: Callable[..., PreparedRun], tmp_path: Path
 ) -> None:
     first = prepared()
     steps = len(first.trainer.batches)

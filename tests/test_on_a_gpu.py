@@ -13,11 +13,11 @@ import torch
 
 from vitfp8.catalog import FP8_RECIPES
 from vitfp8.errors import InputError
-from vitfp8.experiment import Experiment, check_experiment, who_multiplies
+from vitfp8.experiment import PreparedRun, check_experiment, who_multiplies
 from vitfp8.precision import resolve_device
 from vitfp8.record import RunJournal, RunRecord
 
-Prepared = Callable[..., Experiment]
+Prepared = Callable[..., PreparedRun]
 
 
 def _works(device: str) -> bool:
@@ -38,7 +38,7 @@ PRECISIONS = [("BaseFP32", {}), ("BaseFP32", {"precision": "tf32"}), ("BaseBF16"
 PRECISIONS += [("BaseFP8", {"fp8_recipe": recipe}) for recipe in FP8_RECIPES if recipe != "mxfp8"]
 
 
-def run(experiment: Experiment) -> RunRecord:
+def run(experiment: PreparedRun) -> RunRecord:
     """Train to the end and return the record."""
     with RunJournal(experiment.folder, experiment.record(), show=False) as journal:
         return experiment.run(journal)

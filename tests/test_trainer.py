@@ -15,7 +15,7 @@ import torch
 from vitfp8 import trainer as trainer_module
 from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint, save_checkpoint
 from vitfp8.errors import InputError
-from vitfp8.experiment import Experiment, check_experiment, prepare_experiment, summarize
+from vitfp8.experiment import PreparedRun, check_experiment, prepare_experiment, summarize
 from vitfp8.params import RunParams
 from vitfp8.precision.capability import compiler_for
 from vitfp8.record import RunJournal, RunRecord
@@ -24,7 +24,7 @@ from vitfp8.trainer import learning_rate_at
 Make = Callable[..., RunParams]
 
 
-def run(experiment: Experiment) -> RunRecord:
+def run(experiment: PreparedRun) -> RunRecord:
     """Train to the end and return the record."""
     with RunJournal(experiment.folder, experiment.record(), show=False) as journal:
         return experiment.run(journal)
@@ -39,7 +39,7 @@ def test_learning_rate_warms_up_linearly_and_reaches_zero_at_the_planned_end() -
     assert learning_rate_at(9, steps=10, peak=2.0, warmup_fraction=1.0) == 2.0
 
 
-def test_losses_and_accuracies_are_means_over_images_not_over_batches(prepared: Callable[..., Experiment]) -> None:
+def test_losses_and_accuracies_are_means_over_images_not_over_batches(prepared: Callable[..., PreparedRun]) -> None:
     experiment = prepared(batch_size=50)
     one = experiment.trainer.validate("validation")
     experiment.trainer.params = experiment.params.model_copy(update={"batch_size": 7})
@@ -50,7 +50,7 @@ def test_losses_and_accuracies_are_means_over_images_not_over_batches(prepared: 
 
 
 def test_a_repeat_with_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
-    prepared: Callable[..., Experiment],
+    prepared: Callable[..., PreparedRun],
 ) -> None:
     records = [run(prepared(folder=str(n), seed=seed)) for n, seed in enumerate((0, 0, 1))]
     assert records[0].deterministic["promised"] is True
@@ -60,7 +60,7 @@ def test_a_repeat_with_the_same_seed_gives_the_same_bits_and_another_seed_does_n
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_record_of_a_completed_run_has_everything_that_is_promised(prepared: Callable[..., Experiment]) -> None:
+def test_a_record_of_a_completed_run_has_everything_that_is_promised(prepared: Callable[..., PreparedRun]) -> None:
     record = run(prepared("AugmFP16", checkpoint_every=1))
     assert record.status == "completed" and record.reason is None
     metrics = record.metrics
@@ -75,7 +75,7 @@ def test_a_record_of_a_completed_run_has_everything_that_is_promised(prepared: C
     assert record.hardware.summary and record.deterministic["digest"] and record.finished
 
 
-def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(prepared: Callable[..., Experiment]) -> None:
+def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(prepared: Callable[..., PreparedRun]) -> None:
     whole, parts = prepared(folder="a"), prepared(folder="b", micro_batch_size=16)
     gradients = []
     for experiment in (whole, parts):
@@ -97,13 +97,13 @@ def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(prepared: Call
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 
 
-def test_a_loss_that_is_not_finite_is_divergence_with_its_step(prepared: Callable[..., Experiment]) -> None:
+def test_a_loss_that_is_not_finite_is_divergence_with_its_step(prepared: Callable[..., PreparedRun]) -> None:
     record = run(prepared(learning_rate=100.0, weight_decay=100.0, gradient_clip=None, epochs=40))
     assert record.status == "diverged" and "step" in str(record.reason) and "not finite" in str(record.reason)
     assert record.metrics.test_acc is None, "the test set is not read for a run that diverged"
 
 
-def test_a_loss_scale_that_collapses_is_divergence(prepared: Callable[..., Experiment]) -> None:
+def test_a_loss_scale_that_collapses_is_divergence(prepared: Callable[..., PreparedRun]) -> None:
     experiment = prepared("BaseFP16", loss_scale=4.0)
     weight = experiment.model.head.weight
     weight.register_hook(lambda gradient: gradient * float("inf"))
@@ -113,7 +113,7 @@ def test_a_loss_scale_that_collapses_is_divergence(prepared: Callable[..., Exper
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_and_the_run_continues_to_the_same_bits(
-    prepared: Callable[..., Experiment], number: signal.Signals
+    prepared: Callable[..., PreparedRun], number: signal.Signals
 ) -> None:
     straight = run(prepared("BaseFP16", folder="straight"))
     experiment = prepared("BaseFP16", folder="stopped")
@@ -136,7 +136,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues_to_the_same_bits(
     assert run(continued).deterministic["digest"] == straight.deterministic["digest"]
 
 
-def test_a_checkpoint_of_other_parameters_is_refused(prepared: Callable[..., Experiment]) -> None:
+def test_a_checkpoint_of_other_parameters_is_refused(prepared: Callable[..., PreparedRun]) -> None:
     (Path(str(run(prepared()).run_folder)) / "journal.jsonl").unlink()  # a run that has ended is refused as such
     with pytest.raises(CheckpointError, match="other parameters"):
         prepared(epochs=3)
@@ -167,7 +167,7 @@ def test_checkpoints_are_atomic_checked_and_execute_nothing(tmp_path: Path) -> N
         load_checkpoint(tmp_path / "none.pt")
 
 
-def test_out_of_memory_is_one_line_that_names_the_size_to_try(prepared: Callable[..., Experiment]) -> None:
+def test_out_of_memory_is_one_line_that_names_the_size_to_try(prepared: Callable[..., PreparedRun]) -> None:
     experiment = prepared()
 
     def explode(*_: object) -> None:
@@ -198,7 +198,7 @@ def test_figures_of_a_history_leave_the_first_epoch_out_of_times() -> None:
 
 
 def test_the_loop_looks_at_losses_rarely_where_looking_makes_the_processor_wait(
-    prepared: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[..., PreparedRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer_module, "_STEPS_BETWEEN_LOOKS", 10)
     experiment = prepared()
@@ -211,7 +211,7 @@ def test_the_loop_looks_at_losses_rarely_where_looking_makes_the_processor_wait(
 
 
 @pytest.mark.skipif(not compiler_for("cpu")[0], reason="torch.compile does not find what it needs here")
-def test_a_compiled_model_trains_resumes_and_keeps_its_names(prepared: Callable[..., Experiment]) -> None:
+def test_a_compiled_model_trains_resumes_and_keeps_its_names(prepared: Callable[..., PreparedRun]) -> None:
     eager, compiled = run(prepared(epochs=2)), prepared(folder="compiled", epochs=2, torch_compile=True)
     record = run(compiled)
     assert (

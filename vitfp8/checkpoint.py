@@ -1,8 +1,8 @@
 """Checkpoints: atomic save, safe load.
 
-A checkpoint is written aside, flushed to disk and moved into place, so that whoever dies while writing leaves the earlier file
-intact. Its SHA-256 stands beside it. The one before can be kept: whatever dies, one of the two is whole. Loading executes nothing
-(``weights_only=True``) and refuses a file whose digest is wrong or missing.
+A checkpoint is written to a temporary file, flushed to disk and renamed atomically, so that a process that dies while writing
+leaves the earlier file intact. Its SHA-256 stands beside it. Loading executes nothing (``weights_only=True``) and refuses a file
+whose digest is wrong or missing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from vitfp8.errors import InputError
+from vitfp8.files import sync_folder
 
 #: Layout of what `save_checkpoint` writes.
 CHECKPOINT_VERSION = 1
@@ -33,53 +34,72 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None = None) -> str:
-    """Write a checkpoint atomically: aside, fsync, replace, fsync of the folder.
+def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None = None, flushed: bool = True) -> str:
+    """Write a checkpoint atomically: temporary file, fsync, rename, fsync of the folder.
 
     Args:
         state: tensors, numbers, strings and containers of them.
         path: where; the folder must exist.
-        before: where what is at `path` now is kept; None: it is replaced.
+        before: where the file that is now at `path` is kept; None: it is replaced.
+        flushed: whether to flush to disk now. If not, a killed process loses nothing, and a power cut may lose this file; see
+            `flush`.
 
     Returns:
-        The file's SHA-256, which also stands in ``<path>.sha256``.
+        The file's SHA-256, which is also written to ``<path>.sha256``.
 
     Raises:
         CheckpointError: it cannot be written (disk full, no permission); the earlier file is intact.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _clear_asides(path, before)  # of processes that died while writing: on a full disk their room is needed
+        _clear_asides(path.parent)  # of processes that died while writing: on a full disk their room is needed
         with aside.open("wb") as file:
             torch.save({"version": CHECKPOINT_VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
+            _sync(file, flushed)
         digest = file_digest(aside)
         note = _note(path)
         note_aside = aside.with_suffix(".sha256.tmp")
-        _write_note(note_aside, digest, path.name)
+        _write_note(note_aside, digest, path.name, flushed)
         if before is not None and path.is_file() and note.is_file():
-            _keep(path, before)  # while `path` is whole: at no instant are both torn
+            _keep(path, before, flushed)  # while `path` is whole: at no instant are both torn
         # the digest goes first: a crash between the two moves leaves a file that reads as altered, never one taken on trust
         note_aside.replace(note)
         aside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if flushed:
+            sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
-            _clear_asides(path, before)
+            _clear_asides(path.parent)
         raise CheckpointError(f"{path}: cannot be written ({_why(error)}); check disk space and permissions") from None
     return digest
 
 
-def _clear_asides(*paths: Path | None) -> None:
-    """Remove what was being written of these files; whoever writes holds the run's lock, so that nobody else does."""
-    for path in paths:
-        for aside in path.parent.glob(f".{path.name}.*.tmp") if path is not None else ():
-            aside.unlink(missing_ok=True)
+def flush(path: Path) -> None:
+    """Flush a checkpoint that was saved with ``flushed=False``.
+
+    Raises:
+        CheckpointError: the disk refuses it.
+    """
+    try:
+        for part in (path, _note(path)):
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({_why(error)}); check disk space and permissions") from None
+
+
+def _sync(file: IO[Any], flushed: bool) -> None:
+    """Hand a file's content to the system, and to the disk where that is wanted."""
+    file.flush()
+    if flushed:
+        os.fsync(file.fileno())
+
+
+def _clear_asides(folder: Path) -> None:
+    """Remove temporary files of checkpoints; the writer holds the run's lock, so they belong to nobody else."""
+    for aside in folder.glob(".*.tmp"):
+        aside.unlink(missing_ok=True)
 
 
 def _why(error: BaseException) -> str:
@@ -97,16 +117,15 @@ def _note(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _write_note(aside: Path, digest: str, name: str) -> None:
-    """Write a digest in sha256sum's format, with the name that it will stand beside; flushed, or a power cut empties it."""
+def _write_note(aside: Path, digest: str, name: str, flushed: bool) -> None:
+    """Write a digest in sha256sum's format, for the file name that it will belong to."""
     with aside.open("w", encoding="utf-8") as file:
         file.write(f"{digest}  {name}\n")
-        file.flush()
-        os.fsync(file.fileno())
+        _sync(file, flushed)
 
 
-def _keep(path: Path, before: Path) -> None:
-    """Make `before` what `path` is, without touching `path`: by a second link, or by a copy where the file system has none."""
+def _keep(path: Path, before: Path, flushed: bool) -> None:
+    """Make `before` a second link to `path`, or a copy where the file system has no links; `path` is not touched."""
     aside = before.with_name(f".{before.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)
     try:
@@ -115,17 +134,13 @@ def _keep(path: Path, before: Path) -> None:
         shutil.copyfile(path, aside)
     note_aside = aside.with_suffix(".sha256.tmp")
     digest = (_note(path).read_text(errors="replace").split() or ["none"])[0]
-    _write_note(note_aside, digest, before.name)
+    _write_note(note_aside, digest, before.name, flushed)
     note_aside.replace(_note(before))
     aside.replace(before)
 
 
 def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is executed.
-
-    Args:
-        path: what `save_checkpoint` wrote.
-        device: where its tensors go.
+    """Read what `save_checkpoint` wrote, its tensors on `device`; nothing in it is executed.
 
     Raises:
         CheckpointError: missing, truncated, altered, or not of this kind.
@@ -148,16 +163,12 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
         why = (str(error).splitlines() or [type(error).__name__])[0][:150]
         raise CheckpointError(f"{path}: cannot be read safely ({why})") from None
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
-        raise CheckpointError(f"{path}: is no checkpoint of this version of vitfp8")
+        raise CheckpointError(f"{path}: is not a checkpoint of this version of vitfp8")
     return state
 
 
 def first_sound(paths: Sequence[Path], *, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Path, list[str]] | None:
-    """The first checkpoint that can be trusted.
-
-    Args:
-        paths: in the order of preference; those that are not there are passed over.
-        device: where its tensors go.
+    """The first checkpoint that can be trusted, in the order of `paths`; those that are not there are passed over.
 
     Returns:
         What it holds, its path, and what is wrong with those before it; None where there is none at all.

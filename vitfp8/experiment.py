@@ -1,7 +1,7 @@
 """From `RunParams` to a ready trainer: the one call that the notebook, a test and a benchmark share.
 
 `prepare_experiment` sets seeds, threads and switches, loads the data, builds the model, gives it its precision and hands back an
-`Experiment`, whose `run` trains, evaluates on the test set once, and writes every step into a journal.
+`PreparedRun`, whose `run` trains, evaluates on the test set once, and writes every step into a journal.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitfp8.compilation import decide_compilation
 from vitfp8.data import ImageData, check_dataset, count_classes, load_data
+from vitfp8.epoch import Evaluation
 from vitfp8.errors import InputError
 from vitfp8.home import at_home
 from vitfp8.memory import explain_out_of_memory, keep_freed_memory
@@ -44,7 +45,7 @@ from vitfp8.record import (
     record_from_journal,
     refuse_finished,
 )
-from vitfp8.trainer import Evaluation, Outcome, ViTTrainer
+from vitfp8.trainer import Outcome, ViTTrainer
 
 
 def set_determinism(params: RunParams, device: torch.device) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def check_experiment(params: RunParams) -> None:
 
 
 @dataclass
-class Experiment:
+class PreparedRun:
     """A run, ready to train.
 
     Attributes:
@@ -370,7 +371,7 @@ def data_of(params: RunParams, device: torch.device) -> ImageData:
     )
 
 
-def prepare_experiment(params: RunParams) -> Experiment:
+def prepare_experiment(params: RunParams) -> PreparedRun:
     """Everything from parameters to a ready trainer; continues from the run folder's checkpoint when there is one.
 
     Args:
@@ -388,7 +389,7 @@ def prepare_experiment(params: RunParams) -> Experiment:
         return _prepare(params, device, folder)
 
 
-def _prepare(params: RunParams, device: torch.device, folder: Path) -> Experiment:
+def _prepare(params: RunParams, device: torch.device, folder: Path) -> PreparedRun:
     """`prepare_experiment`, of parameters that can be run."""
     keep_freed_memory()
     determinism = set_determinism(params, device)
@@ -415,7 +416,7 @@ def _prepare(params: RunParams, device: torch.device, folder: Path) -> Experimen
     for problem in passed_over:
         warnings.warn(problem, stacklevel=2)  # the notebook shows it, the record keeps it
     provenance = collect_provenance() | device_facts(device) | {"run_id": uuid.uuid4().hex}
-    return Experiment(
+    return PreparedRun(
         params=params,
         device=device,
         data=data,

@@ -37,10 +37,12 @@ _TRAINING = (
     "data/operations.py",
     "data/sources.py",
     "data/splits.py",
+    "epoch.py",
     "experiment.py",
     "model.py",
     "precision/attention.py",
     "precision/capability.py",
+    "precision/rounding.cpp",
     "precision/rounding.py",
     "precision/grid.py",
     "precision/formats.py",
@@ -52,6 +54,7 @@ _TRAINING = (
     "precision/quantizer.py",
     "precision/recipes.py",
     "pretrained.py",
+    "random_state.py",
     "trainer.py",
 )
 
@@ -79,6 +82,7 @@ DECIDING_NOTHING: Mapping[str, str] = MappingProxyType(
         "checkpoint.py": "gives back exactly what the trainer saved, or refuses",
         "home.py": "says where files of a study are",
         "data/__init__.py": "only names what other modules define",
+        "interrupt.py": "turns signals into a request to stop; where a training stops and goes on decides no number",
         "memory.py": "keeps and counts memory; training reads none of it",
         "monitor/": "measures the machine; training reads none of it",
         "errors.py": "words errors",
@@ -110,13 +114,14 @@ def code_digest(kind: str = "run") -> str:
         kind: of the run: ``run`` or ``quantization``.
 
     Raises:
-        InputError: one of these files is missing or is not Python.
+        InputError: one of these files is missing or cannot be parsed.
     """
     digest = hashlib.sha256(_facts_of_data_sets().encode())
     for name in DECIDING[kind]:
         path = PACKAGE / name
         try:
-            tree = tree_digest(path.read_bytes())
+            source = path.read_bytes()
+            tree = cpp_digest(source) if path.suffix == ".cpp" else tree_digest(source)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); install vitfp8 again") from None
         except (SyntaxError, ValueError) as error:
@@ -189,12 +194,17 @@ def tree_digest(source: bytes) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
+def cpp_digest(source: bytes) -> str:
+    """SHA-256, hexadecimal, of a C++ source without comments, indentation and empty lines."""
+    return hashlib.sha256(_without_cpp_comments(source.decode()).encode()).hexdigest()
+
+
 def _write(node: ast.AST, parts: list[str]) -> None:
     """Append a node as text: its class, and its fields that hold something; versions differ in the others alone."""
     if isinstance(node, ast.Constant):
         constant = node.value
         # ascii(), unlike repr(), writes a text in the same way whatever characters a version's Unicode tables know
-        parts.append(ascii(_without_cpp_comments(constant) if isinstance(constant, str) else constant))
+        parts.append(ascii(_without_cpp_comments(constant) if isinstance(constant, str) and "#include" in constant else constant))
         return
     kind: Any = type(node)
     parts.append(f"{kind.__name__}(")
@@ -244,8 +254,6 @@ def _text_joined(values: Sequence[ast.expr]) -> list[ast.expr]:
 
 
 def _without_cpp_comments(text: str) -> str:
-    """A C++ source without comments, indentation and empty lines; any other text as it is."""
-    if "#include" not in text:
-        return text
+    """A C++ source without comments, indentation and empty lines."""
     lines: Iterator[str] = (line.strip() for line in _CPP.sub(lambda found: found[1] or " ", text).splitlines())
     return "\n".join(line for line in lines if line)
