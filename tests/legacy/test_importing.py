@@ -28,7 +28,7 @@ from vitfp8.errors import InputError
 from vitfp8.legacy import import_results
 from vitfp8.legacy.names import CAVEATS, OLD_NAMES
 from vitfp8.legacy.notebook import originals
-from vitfp8.record import RunRecord, read_source
+from vitfp8.record import RunRecord, read_source_run
 from vitfp8.reporting.build import make_report
 from vitfp8.run.plan import plan_batch
 from vitfp8.run.study_file import Study
@@ -556,7 +556,7 @@ def test_run_neither_takes_nor_continues_an_imported_record(project: Path) -> No
         plan_batch("smoke", Study(preset="smoke"))
     Path("executed/smoke/BaseFP32-s0.ipynb").unlink()
     with pytest.raises(InputError, match="imported from an earlier project"):
-        read_source("executed/smoke/AugmFP16-imported", experiment="AugmFP16", seed=0, command="`vitfp8 run`")
+        read_source_run("executed/smoke/AugmFP16-imported", experiment="AugmFP16", seed=0, command="`vitfp8 run`")
     assert [(path.with_suffix(".ipynb").read_bytes(), state_of(path)) for path in kept] == seen
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from vitfp8.monitor.sampling import THERMAL_LEVELS, THROTTLED_LEVELS
+from vitfp8.monitor.probes import THERMAL_LEVELS, THROTTLED_LEVELS
 from vitfp8.record import Hardware
 
 #: Samples that a record keeps of a run: no figure shows more.

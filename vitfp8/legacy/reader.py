@@ -24,7 +24,7 @@ from pydantic_core import from_json
 from vitfp8.errors import printable
 from vitfp8.legacy.hardware import Series
 from vitfp8.legacy.source import SourceFile, SourceTree
-from vitfp8.monitor.sampling import THERMAL_LEVELS
+from vitfp8.monitor.probes import THERMAL_LEVELS
 from vitfp8.record import EpochRow, Metrics, QuantizationRow
 
 FINAL, INTERRUPTED, TIMING = "final_metrics.json", "interrupted_metrics.json", "timing_report.json"
