@@ -25,7 +25,7 @@ from vitfp8.errors import InputError
 from vitfp8.home import at_home, from_home, run_command, study_home
 from vitfp8.params import IDENTITY_RULE, RunParams, assignments, from_notebook, read_layer, validate
 from vitfp8.params.quantization import QuantizeParams
-from vitfp8.ptq.start import find_source
+from vitfp8.ptq.trained_model import find_source
 from vitfp8.record import RECORD_MIME, RunJournal, RunRecord, digest_of, payload_digest, record_from_journal, source_run_command
 from vitfp8.record.codec import agrees_with_digest
 from vitfp8.run.execute import _ThisInterpreter

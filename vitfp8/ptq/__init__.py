@@ -3,7 +3,7 @@
     quantization = prepare_quantization(params)     find and verify the source run, load data and weights
     record = quantization.run(journal)              every way to quantise on test images, every layer on validation images
 
-`schemes` says what a quantised weight and layer are, `source` loads the trained model, `export` writes and reads safetensors.
+`schemes` defines quantised weights and layers, `trained_model` loads the run, `safetensors` writes and reads exported models.
 """
 
 from vitfp8.ptq.experiment import Quantization, check_quantization, prepare_quantization

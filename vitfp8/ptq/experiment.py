@@ -23,7 +23,7 @@ from vitfp8.precision import choose_backend, prepare, resolve_device
 from vitfp8.precision.formats import sqnr
 from vitfp8.ptq.safetensors import load_quantized, save_quantized
 from vitfp8.ptq.schemes import QuantizedWeight, Scheme, block_layers, calibrate, quantized, schemes
-from vitfp8.ptq.start import Logits, Source, find_source, load_source, source_parameters, verified_checkpoint
+from vitfp8.ptq.trained_model import Logits, TrainedModel, find_source, load_trained, source_parameters, verified_checkpoint
 from vitfp8.record import (
     Hardware,
     QuantizationRow,
@@ -98,7 +98,7 @@ class Quantization:
     """
 
     params: QuantizeParams
-    source: Source
+    source: TrainedModel
     folder: Path
     provenance: dict[str, Any]
 
@@ -304,6 +304,6 @@ def prepare_quantization(params: QuantizeParams) -> Quantization:
         InputError: one line with a way out: source run, weights, data, device.
     """
     folder = run_folder_of(params)
-    source = load_source(params)
+    source = load_trained(params)
     provenance = collect_provenance("quantization") | device_facts(source.device) | {"run_id": uuid.uuid4().hex}
     return Quantization(params=params, source=source, folder=folder, provenance=provenance)

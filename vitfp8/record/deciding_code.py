@@ -67,7 +67,6 @@ DECIDING: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "ptq/experiment.py",
             "ptq/safetensors.py",
             "ptq/schemes.py",
-            "ptq/start.py",
             "ptq/trained_model.py",
         ),
     }
