@@ -40,7 +40,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None
     Args:
         state: tensors, numbers, strings and containers of them.
         path: where; the folder must exist.
-        before: where the file that is now at `path` is kept; None: it is replaced.
+        before: where the file that is now at `path`, and flushed, is kept; None: it is replaced.
         flushed: whether to flush to disk now. If not, a killed process loses nothing, and a power cut may lose this file; see
             `flush`.
 
@@ -61,7 +61,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None
         note_aside = aside.with_suffix(".sha256.tmp")
         _write_note(note_aside, digest, path.name, flushed)
         if before is not None and path.is_file() and note.is_file():
-            _keep(path, before, flushed)  # while `path` is whole: at no instant are both torn
+            _keep(path, before)  # while `path` is whole: at no instant are both torn
         # the digest goes first: a crash between the two moves leaves a file that reads as altered, never one taken on trust
         note_aside.replace(note)
         aside.replace(path)
@@ -124,17 +124,22 @@ def _write_note(aside: Path, digest: str, name: str, flushed: bool) -> None:
         _sync(file, flushed)
 
 
-def _keep(path: Path, before: Path, flushed: bool) -> None:
-    """Make `before` a second link to `path`, or a copy where the file system has no links; `path` is not touched."""
+def _keep(path: Path, before: Path) -> None:
+    """Make `before` a second link to `path`, or a copy where the file system has no links; `path` is not touched.
+
+    The note, and a copy, are always flushed: a power cut may cost the newest file, never the one that is kept.
+    """
     aside = before.with_name(f".{before.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)
     try:
         os.link(path, aside)
     except OSError:
         shutil.copyfile(path, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
     note_aside = aside.with_suffix(".sha256.tmp")
     digest = (_note(path).read_text(errors="replace").split() or ["none"])[0]
-    _write_note(note_aside, digest, before.name, flushed)
+    _write_note(note_aside, digest, before.name, flushed=True)
     note_aside.replace(_note(before))
     aside.replace(before)
 

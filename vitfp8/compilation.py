@@ -50,11 +50,7 @@ def decide_compilation(
     """Whether a run's model is compiled.
 
     Args:
-        params: the parameters.
-        device: where it trains.
         backend: ``native`` or ``emulated``: who multiplies.
-        reason: why that backend, in words.
-        environment: of the process.
 
     Raises:
         InputError: compilation is demanded where it would change what is measured or cannot be done, or CUDA graphs without it.
@@ -94,10 +90,6 @@ def compile_model(model: nn.Module, compilation: Compilation) -> Callable[[Tenso
 
     Inductor would keep values between two fused operations in FP32 where eager mode rounds them to BF16 or FP16; it is told to
     round them, so that a compiled run differs from an eager one by the order of sums only.
-
-    Args:
-        model: its precision prepared.
-        compilation: what was decided.
     """
     if not compilation.on:
         return model
@@ -109,12 +101,7 @@ def compile_model(model: nn.Module, compilation: Compilation) -> Callable[[Tenso
 
 
 def timed(action: Callable[[], Any], synchronize: Callable[[], None]) -> float:
-    """Seconds that an action takes on a device.
-
-    Args:
-        action: what is timed.
-        synchronize: waits for the device.
-    """
+    """Seconds that an action takes on a device."""
     synchronize()
     started = time.perf_counter()
     action()

@@ -51,10 +51,6 @@ from vitfp8.trainer import Outcome, ViTTrainer
 def set_determinism(params: RunParams, device: torch.device) -> dict[str, Any]:
     """Set seeds, threads and every switch that decides whether a repeat gives the same bits.
 
-    Args:
-        params: seed, threads, deterministic.
-        device: where the training runs.
-
     Returns:
         What the record says of it: ``promised``, ``level`` in words.
     """
@@ -81,9 +77,6 @@ def set_determinism(params: RunParams, device: torch.device) -> dict[str, Any]:
 
 def who_multiplies(params: RunParams) -> tuple[str, str, str]:
     """Where a run would train, who would multiply there (``native`` or ``emulated``), and why.
-
-    Args:
-        params: the parameters.
 
     Raises:
         InputError: the machine has no such device, or the parameters demand a backend that it has not.
@@ -114,9 +107,6 @@ def why_eager(runs: Sequence[RunParams]) -> str | None:
 
 def check_experiment(params: RunParams) -> None:
     """Refuse what cannot run, before anything starts: model, device, precision, data. Allocates and writes nothing.
-
-    Args:
-        params: the parameters.
 
     Raises:
         InputError: one line with a way out.
@@ -185,11 +175,7 @@ class PreparedRun:
         return {key: self.provenance.get(key) for key in keys} | versions
 
     def record(self, defaults_taken: Sequence[str] = ()) -> RunRecord:
-        """The record as it is known before training.
-
-        Args:
-            defaults_taken: parameters that the notebook took from its defaults.
-        """
+        """The record as it is known before training."""
         params = self.params
         before = record_from_journal(self.folder) if self.went_on else None  # what it said of earlier interruptions stays said
         record = RunRecord.of(
@@ -284,13 +270,7 @@ class PreparedRun:
 
 
 def summarize(history: Sequence[Mapping[str, Any]], *, best_epoch: int, best_val_acc: float) -> Metrics:
-    """Final figures of a history; throughput and epoch times leave the first, slower epoch out where there are more.
-
-    Args:
-        history: a row an epoch.
-        best_epoch: epoch of the best validation accuracy.
-        best_val_acc: that accuracy.
-    """
+    """Final figures of a history; throughput and epoch times leave the first, slower epoch out where there are more."""
     if not history:
         return Metrics(epochs=0)
     last = history[-1]
@@ -319,9 +299,6 @@ def summarize(history: Sequence[Mapping[str, Any]], *, best_epoch: int, best_val
 
 def run_folder_of(params: Parameters) -> Path:
     """The run folder that the parameters name; a fresh one below ``runs/`` where they name none, as without a runner.
-
-    Args:
-        params: of a run of any kind.
 
     Raises:
         InputError: the run in it has ended.
@@ -352,10 +329,6 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 def data_of(params: RunParams, device: torch.device) -> ImageData:
     """The data set that the parameters name, on a device.
 
-    Args:
-        params: of a training.
-        device: where the images go.
-
     Raises:
         InputError: see `vitfp8.data.load_data`.
     """
@@ -373,9 +346,6 @@ def data_of(params: RunParams, device: torch.device) -> ImageData:
 
 def prepare_experiment(params: RunParams) -> PreparedRun:
     """Everything from parameters to a ready trainer; continues from the run folder's checkpoint when there is one.
-
-    Args:
-        params: the parameters.
 
     Raises:
         InputError: one line with a way out: device, precision, data, model, checkpoint.

@@ -59,7 +59,6 @@ def train_briefly(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], learn
     Args:
         model: changed in place.
         batches: images ``[B, C, S, S]`` and labels ``[B]``; what follows them is passed over.
-        learning_rate: AdamW's, constant.
 
     Returns:
         The loss of each step.
@@ -196,7 +195,6 @@ def logits_under(
         model: in FP32.
         images: ``[B, C, S, S]``.
         names: precisions, and names of recipes for FP8 with base precision FP32, so that FP8 alone differs.
-        calibration: images of one training pass beforehand, from which delayed scaling has its scales.
         device: where model and images are; None: where the images are.
 
     Returns:

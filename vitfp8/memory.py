@@ -35,11 +35,7 @@ def keep_freed_memory() -> None:
 
 
 def start_peaks(device: torch.device) -> None:
-    """Begin to measure the peaks of a CUDA device anew; elsewhere nothing happens.
-
-    Args:
-        device: where it trains.
-    """
+    """Begin to measure the peaks of a CUDA device anew; elsewhere nothing happens."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -48,9 +44,6 @@ def peaks(device: torch.device) -> dict[str, int]:
     """Most bytes since `start_peaks` that tensors took, and that torch's allocator held; empty where torch does not count them.
 
     The driver's own figure (NVML's) counts other processes, the context and freed blocks too, and cannot tell formats apart.
-
-    Args:
-        device: where it trains.
     """
     if device.type != "cuda":
         return {}
@@ -61,21 +54,13 @@ def peaks(device: torch.device) -> dict[str, int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch has a class for CUDA; elsewhere, and in libraries, there are only words.
-
-    Args:
-        error: of whatever kind.
-    """
+    """Whether an error says that memory ran out: torch has a class for CUDA; elsewhere, and in libraries, there are only words."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 @contextmanager
 def explain_out_of_memory(params: RunParams, device: torch.device) -> Iterator[None]:
     """Turn an error that says that memory ran out into one line that names the size to try.
-
-    Args:
-        params: of the training.
-        device: where it trains.
 
     Raises:
         InputError: memory ran out.

@@ -37,10 +37,6 @@ def channels_of(params: RunParams) -> int:
 def create_model(params: RunParams, classes: int) -> VisionTransformer:
     """Build timm's Vision Transformer as the parameters say; random weights follow torch's global generator.
 
-    Args:
-        params: model, sizes, pretrained.
-        classes: outputs of the classifier head.
-
     Returns:
         The model in FP32 on the default device. Input ``[B, C, S, S]``, output ``[B, classes]``.
 
@@ -110,9 +106,6 @@ def forward_flops(model: VisionTransformer) -> int:
 
     Counted are the matrix products: convolutions, linear layers, attention products. Norms, softmax, GELU
     and adds (about one per cent) are not, as in Kaplan et al. 2020, arXiv 2001.08361, and in `torch.utils.flop_counter`.
-
-    Args:
-        model: the model.
     """
     stored = {name: tensor.detach().to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -134,10 +127,6 @@ def forward_flops(model: VisionTransformer) -> int:
 
 def model_facts(model: VisionTransformer, name: str) -> dict[str, Any]:
     """What the record says of the model.
-
-    Args:
-        model: the model.
-        name: timm's name of it.
 
     Returns:
         name, parameters (number), flops_per_image (forward), tokens, depth, embed_dim, num_heads, patch_size, …; of a model that
@@ -161,12 +150,7 @@ def model_facts(model: VisionTransformer, name: str) -> dict[str, Any]:
 
 
 def decay_groups(model: VisionTransformer, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: no decay on biases, norms, position and class embeddings, as timm's train script does.
-
-    Args:
-        model: the model.
-        weight_decay: of the first group.
-    """
+    """Parameter groups for AdamW: no decay on biases, norms, position and class embeddings, as timm's train script does."""
     spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -178,10 +162,6 @@ def decay_groups(model: VisionTransformer, weight_decay: float) -> list[dict[str
 
 def describe_model(params: RunParams, classes: int) -> dict[str, Any]:
     """What `model_facts` says of a model, without allocating its weights.
-
-    Args:
-        params: model and sizes.
-        classes: outputs of the head.
 
     Raises:
         InputError: see `create_model`.
@@ -205,10 +185,6 @@ def check_model(params: RunParams, classes: int) -> VisionTransformer:
     """Refuse a model that cannot be built, or whose trained weights cannot be had or do not fit, without allocating it.
 
     Weights that are not on this machine are asked for by the header of their file; they are downloaded when the run starts.
-
-    Args:
-        params: model and sizes.
-        classes: outputs of the head.
 
     Returns:
         The model on the meta device.

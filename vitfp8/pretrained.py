@@ -82,7 +82,6 @@ def find_weights(model: str, pretrained_file: str | None = None) -> Source:
     """Where the trained weights of a model are. Asks no network.
 
     Args:
-        model: timm's name of it, with or without a tag.
         pretrained_file: a local file; None: timm's own weights.
 
     Raises:
@@ -208,7 +207,6 @@ def read_weights(path: Path, asked: str) -> tuple[dict[str, Tensor], list[str]]:
 
     Args:
         path: a file of safetensors, by its suffix, or of ``torch.save``.
-        asked: what a refusal names.
 
     Raises:
         InputError: it is damaged, or holds something else.
@@ -349,16 +347,7 @@ def _fit(
     replaced: Sequence[str],
     superfluous: bool,
 ) -> dict[str, Any]:
-    """Where each of the model's tensors comes from; refuses weights that leave one to chance.
-
-    Args:
-        asked: what a refusal names.
-        model: that takes them.
-        held: what the file holds.
-        adapted: what timm made of it.
-        replaced: the classifier's modules that begin anew, as the number of classes is another one.
-        superfluous: whether timm knows that files of this model hold more than the model has.
-    """
+    """Where each of the model's tensors comes from; refuses weights that leave one to chance."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     initialised = [name for name in wanted if name not in adapted and name.rpartition(".")[0] in replaced]
     missing = [name for name in wanted if name not in adapted and name not in initialised]

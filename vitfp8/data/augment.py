@@ -77,12 +77,7 @@ class RecycledMemory:
         self._blocks: list[tuple[Tensor, weakref.ref[np.ndarray]]] = []
 
     def take(self, count: int, *shape: int) -> Tensor:
-        """An uninitialised float32 tensor [count, *shape] on the CPU that is the caller's alone.
-
-        Args:
-            count: images.
-            shape: of an image.
-        """
+        """An uninitialised float32 tensor [count, *shape] on the CPU that is the caller's alone."""
         free = [block for block, lent in self._blocks if lent() is None]
         block = next((block for block in free if block.shape[1:] == shape and len(block) >= count), None)
         if block is None:
@@ -114,7 +109,6 @@ class Augmentation:
         """What will be done to each image, float32 [B] by name, on the device (one copy, which the host does not wait for).
 
         Args:
-            seed: the run's seed.
             epoch: counted from 0.
             indices: int64 [B], the images' numbers in the data set.
         """
@@ -160,12 +154,7 @@ class Augmentation:
 
 @contextmanager
 def one_thread_if_small(values: int, device: torch.device) -> Iterator[None]:
-    """Let one thread do what is not worth several; on accelerators, and for large work, nothing changes.
-
-    Args:
-        values: how many numbers are worked on.
-        device: where.
-    """
+    """Let one thread do what is not worth several; on accelerators, and for large work, nothing changes."""
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or values > ONE_THREAD_VALUES:
         yield
@@ -178,12 +167,7 @@ def one_thread_if_small(values: int, device: torch.device) -> Iterator[None]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device, by way of pinned memory where that lets the host go on.
-
-    Args:
-        tensor: on the CPU.
-        device: where it is wanted.
-    """
+    """A CPU tensor on the device, by way of pinned memory where that lets the host go on."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

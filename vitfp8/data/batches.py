@@ -19,10 +19,6 @@ from vitfp8.errors import InputError, suggest
 def augmentation_of(data: ImageData, level: str) -> Augmentation:
     """A level of `AUGMENTATIONS` for a data set.
 
-    Args:
-        data: the data set.
-        level: the level's name.
-
     Raises:
         InputError: there is no such level.
     """
@@ -101,7 +97,6 @@ def eval_batches(data: ImageData, split_name: str, batch_size: int) -> Iterator[
     """All images of a split, resized and normalised only, in the data set's order.
 
     Args:
-        data: the data set.
         split_name: ``train``, ``validation``, ``test`` or ``train_clean``.
         batch_size: images a batch; the last may have fewer.
 
@@ -118,9 +113,7 @@ def sample_grid(data: ImageData, augmentation: str, seed: int, epoch: int = 0, c
     """The first training images of an epoch, as the model sees them, for showing.
 
     Args:
-        data: the data set.
         augmentation: a key of `AUGMENTATIONS`.
-        seed: the run's seed.
         epoch: counted from 0.
         count: how many; fewer where there are fewer.
 

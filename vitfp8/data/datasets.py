@@ -388,10 +388,8 @@ def load_data(
         data_dir: the folder that its files are in; None: ``data/``, then the system's folders.
         image_size: height and width of the images that batches give, in pixels.
         validation_fraction: share of the training images held out for validation.
-        download: whether it may be downloaded.
         channels: that batches are to have; None: the data set's own. A grey channel is repeated to three after augmentation, and
             its mean and deviation with it.
-        workers: processes that decode an image folder.
         device: where batches are given; None: the CPU.
 
     Raises:

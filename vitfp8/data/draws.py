@@ -82,7 +82,6 @@ def image_draws(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     """Every number that an image's augmentation may use in an epoch.
 
     Args:
-        seed: the run's seed.
         epoch: counted from 0.
         indices: int64 [B], the images' numbers in the data set.
 
@@ -96,7 +95,6 @@ def epoch_order(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     """A permutation of the images: sorted by each image's own hash.
 
     Args:
-        seed: the run's seed.
         epoch: counted from 0.
         indices: int64 [N], the images' numbers in the data set.
 
@@ -117,9 +115,6 @@ def fixed_noise(count: int) -> np.ndarray:
     """Standard normal noise that no seed changes (Box and Muller 1958), float32 [count].
 
     Rounded to multiples of 2⁻¹², which hides the last bits in which libraries' logarithm and cosine differ.
-
-    Args:
-        count: how many numbers.
     """
     index = np.arange(count, dtype=np.int64)
     radius = np.sqrt(-2.0 * np.log1p(-uniform(_FIXED, NOISE_PURPOSE, index, 0)))

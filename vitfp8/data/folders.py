@@ -118,9 +118,6 @@ def _part_of(name: str) -> int | None:
 def split_folders(root: Path) -> dict[int, Path]:
     """Part → the folder of its class folders; one folder for `UNSPLIT` where nothing says which images are for what.
 
-    Args:
-        root: the data set's folder.
-
     Raises:
         InputError: a split is there twice, or a folder looks like a split and is none that is understood.
     """
@@ -180,7 +177,6 @@ def _image_files(folder: Path, read: dict[str, Path]) -> list[Path]:
     """Image files below a class folder, links followed, in the order of their relative names.
 
     Args:
-        folder: the class folder.
         read: real path → path of the folders that were read already; no folder is read twice, so that links can make no circle
             and no picture is there twice.
     """
@@ -222,9 +218,6 @@ def list_image_folder(root: Path) -> Source:
     With ``train/`` and one of ``test/`` and ``val/``, the latter is the test split and validation images are held out of the
     former. With all three, ``val/`` is the validation split. Without ``train/``, or with it alone, one folder is split. Other
     spellings of the three names are understood.
-
-    Args:
-        root: the folder.
 
     Raises:
         InputError: there are no classes, a class has no images, a file is empty or a link to nothing, the splits' classes differ,
@@ -338,10 +331,6 @@ def decode_image(path: Path, side: int) -> np.ndarray:
 
     Before that the picture becomes upright (EXIF) 8-bit RGB: 16-bit grey levels are scaled by their own range, transparent pixels
     are laid on `BACKGROUND`. Colour profiles are not applied.
-
-    Args:
-        path: the file.
-        side: height and width wanted.
 
     Returns:
         uint8 [3, side, side].

@@ -124,8 +124,6 @@ def read_idx(path: Path, *, magic: int, dimensions: int) -> np.ndarray:
     """Read an IDX file of bytes (LeCun's format), gzipped if its name ends in ``.gz``.
 
     Args:
-        path: the file.
-        magic: the number that it must begin with.
         dimensions: how many sizes follow, each a big-endian 32-bit number.
 
     Returns:
@@ -250,7 +248,6 @@ def find_cifar(name: str, data_dir: Path | None) -> Path | None:
     """The folder with the unpacked files of ``cifar10`` or ``cifar100``: the given one or that of the archive's name in it.
 
     Args:
-        name: the data set.
         data_dir: the user's folder; None: `default_folder`.
 
     Raises:
@@ -287,7 +284,6 @@ def read_cifar(name: str, folder: Path) -> Source:
     """Read the files of ``cifar10`` or ``cifar100``; training images first.
 
     Args:
-        name: the data set.
         folder: from `find_cifar`.
 
     Raises:

@@ -57,7 +57,6 @@ class Operation(Protocol):
 
         Args:
             uniform: float64 [DRAWS, B], rows as in `vitfp8.data.draws.Draw`.
-            setting: the images' size and kind.
         """
 
     def apply(self, images: Tensor, drawn: Mapping[str, Tensor], setting: Setting) -> Tensor:
@@ -66,7 +65,6 @@ class Operation(Protocol):
         Args:
             images: [B, C, H, W].
             drawn: float32 [B] each, on the images' device.
-            setting: the images' size and kind.
         """
 
 
@@ -334,8 +332,6 @@ def erasing_noise(place: Tensor, channels: int, side: int) -> Tensor:
 
     Args:
         place: [B], 0…`NOISE_PLACES`−1, on the device.
-        channels: of the images.
-        side: of the images.
 
     Returns:
         a new tensor, float32 [B, C, S, S].

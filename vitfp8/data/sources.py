@@ -151,7 +151,6 @@ def read_source(dataset: str, data_dir: str | Path | None, *, download: bool) ->
     Args:
         dataset: a key of `vitfp8.catalog.DATASETS`.
         data_dir: the user's folder; None: the usual places.
-        download: whether it may be downloaded.
 
     Raises:
         InputError: it is not there and cannot be had, or is damaged.
@@ -179,7 +178,6 @@ def count_classes(dataset: str, data_dir: str | Path | None = None) -> int:
 
     Args:
         dataset: a key of `vitfp8.catalog.DATASETS`.
-        data_dir: the user's folder.
 
     Raises:
         InputError: the folder is not there, or has no class folders.
@@ -211,7 +209,6 @@ def check_dataset(
     Args:
         dataset: a key of `vitfp8.catalog.DATASETS`.
         data_dir: the user's folder; None: the usual places.
-        download: whether it may be downloaded.
         validation_fraction: share of the training images held out for validation; None: whether it can be is not asked.
         batch_size: images a step; None: the same.
 

@@ -25,7 +25,6 @@ def split_indices(source: Source, validation_fraction: float) -> dict[str, np.nd
     next in the order.
 
     Args:
-        source: labels and parts of all images.
         validation_fraction: share of the training images of each class, rounded, that is held out.
 
     Returns:
@@ -91,7 +90,6 @@ def check_batch_size(batch_size: int, training_images: int) -> None:
 
     Args:
         batch_size: images a step.
-        training_images: how many there are.
 
     Raises:
         InputError: not between 1 and that.

@@ -45,10 +45,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, grid: Gri
 
     Args:
         query: ``[B, H, N, D]``.
-        key: the same.
-        value: the same.
-        scale: query is multiplied by it first, and rounded.
-        grid: the format, and how it is held.
 
     Returns:
         ``[B, H, N, D]``.

@@ -78,11 +78,7 @@ class Machine:
 
 
 def this_machine(device: torch.device | str) -> Machine:
-    """The facts of a device of this machine, as torch tells them.
-
-    Args:
-        device: one that is there.
-    """
+    """The facts of a device of this machine, as torch tells them."""
     device = torch.device(device)
     if device.type == "mps":
         mps = torch.backends.mps
@@ -141,11 +137,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def devices_passed_over(name: str) -> list[str]:
-    """Why ``device: auto`` does not take a device that torch announces, one line each; nothing where it takes the first.
-
-    Args:
-        name: the parameter.
-    """
+    """Why ``device: auto`` does not take a device that torch announces, one line each; nothing where it takes the first."""
     if name != "auto" or os.environ.get(DEVICE_VARIABLE, "auto") not in ("", "auto"):
         return []
     taken = resolve_device("auto").type
@@ -207,7 +199,6 @@ def has_native_products(format: str, device: torch.device) -> tuple[bool, str]:
 
     Args:
         format: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
-        device: where the model runs.
 
     Returns:
         (yes or no, the reason in words).
@@ -219,7 +210,6 @@ def native_products(machine: Machine, format: str) -> tuple[bool, str]:
     """Whether a machine multiplies in a format, and why.
 
     Args:
-        machine: its facts.
         format: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
     Returns:
@@ -281,7 +271,6 @@ def fp8_products(machine: Machine, recipe: str) -> tuple[bool, str]:
     """Whether a machine multiplies in FP8 under a recipe, and why.
 
     Args:
-        machine: its facts.
         recipe: a key of `vitfp8.precision.recipes.RECIPES`.
 
     Returns:
@@ -368,9 +357,6 @@ def set_tf32(on: bool) -> dict[str, Any]:
 
 def compiler_for(device: torch.device | str) -> tuple[bool, str]:
     """Whether ``torch.compile`` can work on a device, and why not. Compiles nothing.
-
-    Args:
-        device: where the model runs.
 
     Returns:
         (yes or no, what was found, or what is missing and installs it).

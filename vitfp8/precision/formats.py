@@ -273,7 +273,6 @@ def sqnr(reference: Tensor, approximation: Tensor) -> Tensor:
     """Signal to quantisation noise ratio in decibels: ``10·log10(Σ reference² / Σ (reference − approximation)²)``.
 
     Args:
-        reference: the high-precision tensor.
         approximation: a tensor of the same shape.
 
     Returns:

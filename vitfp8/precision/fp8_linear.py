@@ -233,9 +233,7 @@ class FP8Linear(nn.Linear):
         Args:
             operand: as in `Observer`.
             tensor: matrix in high precision.
-            cast: how.
             contracted: the dimension that the product sums over.
-            updates: whether delayed scaling takes in the tensor's amax.
         """
         history, container = self.history_of(operand), self._container
         if history is not None:
@@ -349,9 +347,6 @@ def _product(a: Quantized | Tensor, b: Quantized | Tensor, transposed: tuple[boo
 
     Args:
         a: left operand; a tensor if it stays in high precision.
-        b: right operand.
-        transposed: whether each is to be transposed.
-        layer: for formats.
     """
     base = BASE_FORMATS[layer.base_format]
     if isinstance(a, Tensor) or isinstance(b, Tensor):

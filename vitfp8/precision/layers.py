@@ -182,11 +182,6 @@ def attention_kernel(model: nn.Module, arithmetic: Arithmetic, device: torch.dev
 
     Asked with the switches as they are now: determinism excludes some kernels.
 
-    Args:
-        model: its layers replaced.
-        arithmetic: of its layers.
-        device: where it runs.
-
     Returns:
         In lower case, e.g. ``flash_attention``; None where the model has no such attention or torch does not say.
     """

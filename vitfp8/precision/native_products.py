@@ -97,7 +97,6 @@ def store(tensor: Tensor, cast: Cast, contracted: int, largest: Tensor, scale: T
 
     Args:
         tensor: contiguous matrix, float32 or bfloat16.
-        cast: how.
         contracted: the dimension that the product sums over, 0 or 1.
         largest: the format's largest number as a zero-dimensional float32 tensor on the device.
         scale: the scale of delayed scaling, zero-dimensional; None: it follows from the tensor.
@@ -143,9 +142,7 @@ def product(a: Tensor, inverse_a: Tensor, b: Tensor, inverse_b: Tensor, dtype: t
 
     Args:
         a: values of an `Operand`, [M, K].
-        inverse_a: its inverse scales.
         b: values of an `Operand`, [N, K].
-        inverse_b: its inverse scales.
         dtype: of the result: bfloat16, or float32 where both have one scale.
 
     Returns:

@@ -75,7 +75,6 @@ def choose_backend(
 
     Args:
         requested: a key of `PRECISIONS`.
-        device: where the model runs.
         backend: ``auto``, ``native`` or ``emulated``.
         recipe: how FP8 scales its operands.
         base: what everything outside the FP8 products follows.
@@ -129,8 +128,6 @@ class PreparedPrecision:
         """Unscale, clip, step; with overflowed gradients the step is skipped and the scale halved.
 
         Args:
-            optimizer: the optimizer.
-            parameters: those whose gradients are clipped.
             max_norm: largest gradient norm; None: the norm is only measured.
 
         Returns:
@@ -221,9 +218,7 @@ def check_layers(model: nn.Module, requested: str, *, device: torch.device, back
     """Refuse a model that does not compute in a precision: a layer that is not known may not take the format before it.
 
     Args:
-        model: a timm Vision Transformer as timm made it, on any device, the meta device too.
         requested: a key of `PRECISIONS`.
-        device: where it would run.
         backend: see `choose_backend`.
         base_precision: see `prepare`.
 
@@ -251,7 +246,6 @@ def prepare(
     Args:
         model: a timm Vision Transformer on `device`, in FP32.
         requested: a key of `PRECISIONS`.
-        device: where it runs.
         backend: ``auto``, ``native`` or ``emulated``; see `choose_backend`.
         loss_scale: the first loss scale, where the precision needs one.
         loss_scale_interval: good steps until it is doubled.

@@ -39,7 +39,6 @@ def scale_from_amax(amax: Tensor, number_format: NumberFormat, rule: str, larges
 
     Args:
         amax: float32, any shape, not negative; may hold infinities and NaN.
-        number_format: the target.
         rule: ``amax`` or one of `POWER_OF_TWO_RULES`.
         largest: the format's largest number as a zero-dimensional tensor, where there is one on the device already.
 
@@ -144,7 +143,6 @@ def update_histories(histories: Sequence[AmaxHistory], amaxes: Sequence[Tensor],
     """Take in the amaxes of several operands at once: a dozen operations whatever their number, and none is waited for.
 
     Args:
-        histories: of equal length.
         amaxes: of the unscaled tensors, one element each.
         largest: float32 [histories], their `AmaxHistory.largest`.
     """
@@ -213,7 +211,6 @@ def quantize(
 
     Args:
         tensor: matrix, float32 or bfloat16.
-        cast: what to do.
         contracted: the dimension that the product will sum over, 0 or 1; rows and pieces lie along it.
         container: dtype of the values: float32 or bfloat16.
         scale: the scale of delayed scaling, zero-dimensional or a float; needed when the rule is ``history``.

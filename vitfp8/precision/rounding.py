@@ -99,7 +99,6 @@ class CpuQuantizer:
 
         Args:
             tensor: contiguous, float32 or bfloat16.
-            number_format: the grid.
             container: dtype of the result, float32 or bfloat16.
             scale: the scale to use; None computes it from the amax.
 
@@ -122,9 +121,6 @@ class CpuQuantizer:
 
         Args:
             tensor: contiguous matrix, float32 or bfloat16.
-            number_format: the grid.
-            container: dtype of the result.
-            block: rows and columns of a block, at most those of the tensor.
             rule: ``amax_pow2``, ``mx_floor`` or ``mx_rceil``.
 
         Returns:

@@ -79,10 +79,6 @@ class _Attention(TorchFunctionMode):
 def products_of(model: nn.Module, arithmetic: Arithmetic) -> Products | None:
     """The modules of a model that multiply; where products are native, with the arithmetic's dtypes. Changes nothing.
 
-    Args:
-        model: a timm Vision Transformer, as timm made it.
-        arithmetic: that its layers will have.
-
     Returns:
         The products; None for another kind of model, whose input is not known.
 
@@ -125,9 +121,6 @@ def layer_rows(model: nn.Module, format: str, arithmetic: Arithmetic, products: 
     """One row for each layer that multiplies or is a layer norm: name, type, format, converted, reason.
 
     Args:
-        model: the converted model.
-        format: what was asked for.
-        arithmetic: of the layers that were replaced.
         products: from `products_of`, before the conversion.
     """
     rows = []

@@ -44,7 +44,6 @@ def check_quantization(params: QuantizeParams, *, source_planned: bool = False) 
 
     Args:
         params: the parameters, `run_folder` set.
-        source_planned: whether the source runs before it in the same batch, so that it need not be there yet.
 
     Raises:
         InputError: one line with a way out.
@@ -65,7 +64,6 @@ def mcnemar(source: Tensor, other: Tensor) -> tuple[int, int, float]:
 
     Args:
         source: whether the one has each image right, bool [images].
-        other: the same of the other.
 
     Returns:
         Images that only the one has right, images that only the other has right, and p: 1 where they never differ.
@@ -148,11 +146,7 @@ class Quantization:
         }
 
     def record(self, defaults_taken: Sequence[str] = ()) -> RunRecord:
-        """The record as it is known before anything is measured.
-
-        Args:
-            defaults_taken: parameters that the notebook took from its defaults.
-        """
+        """The record as it is known before anything is measured."""
         return RunRecord.of(
             self.params,
             defaults_taken=list(defaults_taken),
@@ -170,7 +164,6 @@ class Quantization:
 
         Args:
             journal: entered; holds the record.
-            on_row: called after each measurement with its row.
 
         Returns:
             The record as it stands at the end.
@@ -296,9 +289,6 @@ class Quantization:
 
 def prepare_quantization(params: QuantizeParams) -> Quantization:
     """Everything from parameters to a quantisation that is ready to run.
-
-    Args:
-        params: the parameters.
 
     Raises:
         InputError: one line with a way out: source run, weights, data, device.

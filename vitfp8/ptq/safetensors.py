@@ -39,11 +39,7 @@ def save_quantized(
 
     Args:
         path: the file; its folder is made.
-        model: gives the tensors that are not quantised.
-        weights: layer → quantised weight.
-        scheme: format and granularity.
         amax: from `calibrate`.
-        about: what else the file's metadata says, JSON-able.
 
     Raises:
         InputError: it cannot be written.
@@ -77,7 +73,6 @@ def load_quantized(path: Path, model: VisionTransformer) -> tuple[Scheme, dict[s
 
     Args:
         path: what `save_quantized` wrote.
-        model: of the same sizes, on the device where it shall run.
 
     Returns:
         Format and granularity (as weights alone), layer → quantised weight, layer → calibrated amax: what `quantized` takes.

@@ -176,7 +176,6 @@ def scale_of(amax: Tensor, row: FormatAfterTraining, granularity: str) -> Tensor
 
     Args:
         amax: float32, not negative.
-        row: the format.
         granularity: ``mx``: a power of two, so that nothing saturates; else their quotient.
     """
     if granularity == "mx":
@@ -190,7 +189,6 @@ def quantize_weight(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
 
     Args:
         weight: [out, in], float32.
-        scheme: its format and granularity.
     """
     w = weight.detach().float()
     scale = scale_of(_amax(w, scheme.granularity), scheme.row, scheme.granularity)
@@ -213,9 +211,6 @@ def scale_from_bytes(codes: Tensor) -> Tensor:
 
 def block_layers(model: VisionTransformer) -> dict[str, nn.Linear]:
     """The linear layers of a Vision Transformer's blocks by name; patch embedding and head stay as they are.
-
-    Args:
-        model: the model.
 
     Raises:
         InputError: it has none.
@@ -267,7 +262,6 @@ def calibrate(model: VisionTransformer, batches: Iterable[Tensor]) -> dict[str, 
     """The largest magnitude of the input of each layer of the blocks, over some images.
 
     Args:
-        model: in evaluation mode.
         batches: images, float32 [B, C, S, S] each.
 
     Returns:
@@ -305,7 +299,6 @@ def quantized(
 
     Args:
         model: changed in place meanwhile.
-        scheme: how.
         amax: from `calibrate`; needed where scales of activations are calibrated.
         only: which layers; None: all of the blocks.
         weights: quantised already, as loaded from a file; None: quantised here.

@@ -107,11 +107,6 @@ def _device(device: str | torch.device) -> torch.device:
 def recorded_parameters(notebook: Path, record: RunRecord, over: Mapping[str, Any] | None = None) -> RunParams:
     """The parameters of a training run as this version states them.
 
-    Args:
-        notebook: the run's executed notebook.
-        record: its record.
-        over: what is laid over them.
-
     Raises:
         InputError: they are not parameters of this version.
     """
@@ -125,8 +120,6 @@ def verified_weights(notebook: Path, record: RunRecord, weights: str = "best") -
     """The file with the weights of a run, and its digest, which is the one that the record names.
 
     Args:
-        notebook: the run's executed notebook.
-        record: its record.
         weights: ``last`` or ``best``.
 
     Raises:
@@ -158,12 +151,7 @@ def trained_model(
     """The model of a run with its trained weights, in FP32 and in training mode, as `create_model` gives it.
 
     Args:
-        notebook: the run's executed notebook.
-        record: its record.
-        params: of the run.
         path: from `verified_weights`.
-        classes: outputs of the head.
-        device: where the model goes.
 
     Raises:
         CheckpointError: the weights belong to other parameters, or to another model.
@@ -259,7 +247,6 @@ class TrainedModel:
 
         Args:
             split: ``validation`` or ``test``.
-            model: another one instead, on the same device.
         """
         model = model or self.model
         values, labels = [], []
@@ -286,9 +273,6 @@ class TrainedModel:
 
 def find_source(params: QuantizeParams) -> tuple[Path, RunRecord]:
     """The run that is quantised: the named one, or that of the same study and seed.
-
-    Args:
-        params: source_run, source_experiment, source_variant, seed, run_folder.
 
     Returns:
         Its executed notebook and its record.
@@ -318,10 +302,6 @@ def find_source(params: QuantizeParams) -> tuple[Path, RunRecord]:
 def verified_checkpoint(notebook: Path, record: RunRecord) -> tuple[Path, str]:
     """The best weights of a run and their digest, which is the one that the record names.
 
-    Args:
-        notebook: the run's executed notebook.
-        record: its record.
-
     Raises:
         InputError: the file is missing, truncated, altered, or of another run.
     """
@@ -331,11 +311,6 @@ def verified_checkpoint(notebook: Path, record: RunRecord) -> tuple[Path, str]:
 
 def source_parameters(notebook: Path, record: RunRecord, params: QuantizeParams) -> RunParams:
     """The parameters of the source run, with device, threads and places of the quantisation.
-
-    Args:
-        notebook: the run's executed notebook.
-        record: its record.
-        params: of the quantisation.
 
     Raises:
         InputError: the record's parameters are none of this version, or those of a training in FP8.
@@ -353,9 +328,6 @@ def source_parameters(notebook: Path, record: RunRecord, params: QuantizeParams)
 
 def load_trained(params: QuantizeParams) -> TrainedModel:
     """Find, verify and load the trained model with its data, in the precision that it was trained in.
-
-    Args:
-        params: of the quantisation.
 
     Raises:
         InputError: the run, its data, its weights or this device are not what they must be; one line with a way out.
