@@ -164,20 +164,30 @@ class PrecisionFacts:
         name: the key that a parameter file uses.
         label: how a figure or table calls it.
         knobs: parameters that this precision uses and others may not; one that it does not use decides none of its numbers.
+        activation_bytes: bytes per element of what backward keeps, where memory is estimated; emulation keeps FP32.
     """
 
     name: str
     label: str
     knobs: tuple[str, ...] = ()
+    activation_bytes: int = 4
+
+    @property
+    def scaled(self) -> bool:
+        """Whether operands are scaled into the format by a recipe."""
+        return "fp8_recipe" in self.knobs
 
 
 _PRECISIONS = (
     PrecisionFacts(name="fp32", label="FP32"),
     PrecisionFacts(name="tf32", label="TF32"),
-    PrecisionFacts(name="bf16", label="BF16"),
+    PrecisionFacts(name="bf16", label="BF16", activation_bytes=2),
     PrecisionFacts(name="fp16", label="FP16", knobs=("loss_scale", "loss_scale_interval")),
-    PrecisionFacts(name="fp8", label="FP8", knobs=("fp8_recipe", "base_precision")),
+    PrecisionFacts(name="fp8", label="FP8", knobs=("fp8_recipe", "base_precision"), activation_bytes=2),
 )
+
+#: Precision → its facts.
+PRECISION_FACTS: Mapping[str, PrecisionFacts] = MappingProxyType({row.name: row for row in _PRECISIONS})
 
 #: Precision → how a figure or table calls it. `vitfp8.precision.PRECISIONS` is the table that acts.
 PRECISIONS: Mapping[str, str] = MappingProxyType({row.name: row.label for row in _PRECISIONS})
@@ -189,7 +199,7 @@ def unused_knobs(precision: object) -> frozenset[str]:
     Args:
         precision: a key of `PRECISIONS`.
     """
-    own = next((row for row in _PRECISIONS if row.name == precision), None)
+    own = PRECISION_FACTS.get(precision) if isinstance(precision, str) else None
     return frozenset(knob for row in _PRECISIONS for knob in row.knobs) - set(own.knobs) if own else frozenset()
 
 

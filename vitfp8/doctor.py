@@ -278,7 +278,7 @@ def _awake() -> Iterator[Line]:
 
 def _data() -> Iterator[Line]:
     """Data sets: found, or where they were looked for."""
-    from vitfp8.data.formats import default_folder, find_cifar, find_fashion_mnist, read_digits, system_folders
+    from vitfp8.data.readers import default_folder, find_cifar, find_fashion_mnist, read_digits, system_folders
 
     try:
         yield Line("ok", "digits", "data set", f"{len(read_digits().labels)} images, with scikit-learn")

@@ -32,6 +32,10 @@ _OPERANDS_OF: Mapping[str, tuple[tuple[str, int], tuple[str, int]]] = {
 }
 
 
+#: The precision whose operands a recipe scales.
+_SCALED = next(row.name for row in PRECISIONS.values() if row.scaled)
+
+
 def grid_points(name: str) -> np.ndarray:
     """Every finite number of a format that is not negative, ascending, float64.
 
@@ -206,10 +210,9 @@ def logits_under(
     logits = {}
     for name in dict.fromkeys(("fp32", *names)):
         copied = copy.deepcopy(model).train()
-        precision = name if name in PRECISIONS else "fp8"
-        recipe = name if precision == "fp8" and name != "fp8" else "tensorwise"
+        precision, recipe = (name, "tensorwise") if name in PRECISIONS else (_SCALED, name)
         prepare(copied, precision, device=device or images.device, fp8_recipe=recipe, base_precision="fp32")
-        if precision == "fp8" and recipe_named(recipe).delayed:
+        if PRECISIONS[precision].scaled and recipe_named(recipe).delayed:
             copied(calibration)
         with torch.no_grad():
             logits[name] = copied.eval()(images).float()

@@ -54,7 +54,7 @@ def peaks(device: torch.device) -> dict[str, int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch has a class for CUDA; elsewhere, and in libraries, there are only words."""
+    """Whether an error says that memory ran out: torch has a class for CUDA; other devices and libraries have only words."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from vitfp8.catalog import DATASETS
 from vitfp8.data import ImageData, TrainBatches, datasets, eval_batches, load_data, sample_grid
 from vitfp8.data.datasets import SPLITS, split_indices
-from vitfp8.data.formats import TEST, TRAIN, Source
+from vitfp8.data.readers import TEST, TRAIN, Source
 from vitfp8.errors import InputError
 
 

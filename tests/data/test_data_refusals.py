@@ -31,7 +31,7 @@ from vitfp8.data import (
     sources,
 )
 from vitfp8.data.folders import list_image_folder
-from vitfp8.data.formats import CIFAR_FILES, TEST, TRAIN, UNSPLIT, Source, default_folder, read_digits
+from vitfp8.data.readers import CIFAR_FILES, TEST, TRAIN, UNSPLIT, Source, default_folder, read_digits
 from vitfp8.data.splits import split_indices
 from vitfp8.errors import InputError
 from vitfp8.experiment import check_experiment, prepare_experiment

@@ -25,7 +25,7 @@ from torchvision import transforms
 from vitfp8.catalog import DATASETS
 from vitfp8.data import check_dataset, formats, load_data, sources
 from vitfp8.data.folders import decode_image, list_image_folder
-from vitfp8.data.formats import CIFAR_FILES, FASHION_CLASSES, read_digits
+from vitfp8.data.readers import CIFAR_FILES, FASHION_CLASSES, read_digits
 from vitfp8.data.sources import DOWNLOAD_URLS, read_source
 from vitfp8.errors import InputError
 

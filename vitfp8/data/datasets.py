@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vitfp8.catalog import DATASETS
 from vitfp8.data.augment import one_thread_if_small, to_device
 from vitfp8.data.folders import decode_image
-from vitfp8.data.formats import TEST, TRAIN, VALIDATION, Source
+from vitfp8.data.readers import TEST, TRAIN, VALIDATION, Source
 from vitfp8.data.sources import read_source
 from vitfp8.data.splits import SPLITS, split_indices
 from vitfp8.errors import InputError

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from vitfp8.data.formats import TEST, TRAIN, UNSPLIT, VALIDATION, Source, one_line
+from vitfp8.data.readers import TEST, TRAIN, UNSPLIT, VALIDATION, Source, one_line
 from vitfp8.errors import InputError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import numpy as np
 
 from vitfp8.catalog import DATASETS
 from vitfp8.data.folders import check_pictures, class_folders, list_image_folder, split_folders
-from vitfp8.data.formats import (
+from vitfp8.data.readers import (
     FASHION_CLASSES,
     TEST,
     TRAIN,

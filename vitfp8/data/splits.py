@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from vitfp8.data.draws import fixed_order
-from vitfp8.data.formats import TEST, TEST_FRACTION, TRAIN, UNSPLIT, VALIDATION, Source
+from vitfp8.data.readers import TEST, TEST_FRACTION, TRAIN, UNSPLIT, VALIDATION, Source
 from vitfp8.errors import InputError
 
 #: Names that `vitfp8.data.ImageData.split` knows.

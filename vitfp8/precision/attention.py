@@ -43,17 +43,13 @@ class Native:
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, grid: Grid | Native) -> Tensor:
     """Softmax attention with both products in the format and softmax in FP32.
 
-    Args:
-        query: ``[B, H, N, D]``.
-
-    Returns:
-        ``[B, H, N, D]``.
+    Query, key, value and the result are ``[B, H, N, D]``. Query is multiplied by `scale` first, and rounded.
     """
     return _Attention.apply(query, key, value, scale, grid)
 
 
 def packed_attention(qkv: Tensor, heads: int, scale: float, grid: Grid | Native) -> Tensor:
-    """The same of the layer that makes query, key and value: ``[B, N, 3·H·D] → [B, N, H·D]``.
+    """`attention` of the output of the layer that makes query, key and value: ``[B, N, 3·H·D] → [B, N, H·D]``.
 
     Splitting and joining the heads belongs to the function, so that what is on the grid when it comes and when it leaves is known
     to be, forward and backward; and gradients of the three are written where the layer before wants them.

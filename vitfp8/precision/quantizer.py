@@ -143,7 +143,7 @@ def update_histories(histories: Sequence[AmaxHistory], amaxes: Sequence[Tensor],
     """Take in the amaxes of several operands at once: a dozen operations whatever their number, and none is waited for.
 
     Args:
-        amaxes: of the unscaled tensors, one element each.
+        amaxes: of the unscaled tensors, one element each; the histories are of equal length.
         largest: float32 [histories], their `AmaxHistory.largest`.
     """
     before = torch.stack([each.history for each in histories])

@@ -19,7 +19,7 @@ from vitfp8.home import from_home
 from vitfp8.model import create_model
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params.quantization import QuantizeParams
-from vitfp8.precision import choose_backend, prepare, resolve_device
+from vitfp8.precision import PRECISIONS, choose_backend, prepare, resolve_device
 from vitfp8.precision.formats import sqnr
 from vitfp8.ptq.safetensors import load_quantized, save_quantized
 from vitfp8.ptq.schemes import QuantizedWeight, Scheme, block_layers, calibrate, quantized, schemes
@@ -229,7 +229,7 @@ class Quantization:
             if key not in exports:
                 exports[key] = self._export(scheme, weights, amax)
             exports[key] = exports[key] | {"same_predictions": self._same_again(exports[key], scheme, logits)}
-        source_bits = 16 if self.source.params.precision in ("fp16", "bf16") else 32
+        source_bits = 8 * PRECISIONS[self.source.params.precision].dtype.itemsize
         return QuantizationRow(
             format=scheme.format,
             granularity=scheme.granularity,

@@ -25,7 +25,7 @@ from vitfp8.memory import keep_freed_memory
 from vitfp8.model import create_model, model_facts
 from vitfp8.params import Layer, RunParams, field_notes, idle_values, validate
 from vitfp8.params.quantization import QuantizeParams
-from vitfp8.precision import PreparedPrecision, prepare, resolve_device
+from vitfp8.precision import PRECISIONS, PreparedPrecision, prepare, resolve_device
 from vitfp8.precision.capability import devices_passed_over
 from vitfp8.record import (
     RunRecord,
@@ -319,7 +319,7 @@ def source_parameters(notebook: Path, record: RunRecord, params: QuantizeParams)
     if params.data_dir is not None:
         own["data_dir"] = params.data_dir
     run = recorded_parameters(notebook, record, own)
-    if run.precision == "fp8":
+    if PRECISIONS[run.precision].scaled:
         raise InputError(
             f"source_run: {str(notebook)!r}: was trained in FP8: its layers are quantised already; take one in another precision"
         )

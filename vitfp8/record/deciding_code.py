@@ -32,7 +32,7 @@ _TRAINING = (
     "data/batches.py",
     "data/datasets.py",
     "data/draws.py",
-    "data/formats.py",
+    "data/readers.py",
     "data/folders.py",
     "data/operations.py",
     "data/sources.py",

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from vitfp8.catalog import PRECISION_FACTS
 from vitfp8.errors import InputError
 from vitfp8.params import RunParams, field_notes
 from vitfp8.record import RunRecord, compare_code, load_records, processor_and_cores, record_from_journal
@@ -110,7 +111,8 @@ def memory_bytes(params: RunParams) -> int:
     tokens, width, heads, depth = (int(facts[key]) for key in ("tokens", "embed_dim", "num_heads", "depth"))
     images = params.micro_batch_size or params.batch_size
     activations = depth * tokens * images * width * (34 + 5 * heads * tokens / width)
-    return PROCESS_BYTES + int(16 * int(facts["parameters"]) + activations * (1 if params.precision in ("bf16", "fp8") else 2))
+    bytes_kept = PRECISION_FACTS[params.precision].activation_bytes
+    return PROCESS_BYTES + int(16 * int(facts["parameters"]) + activations * (bytes_kept // 2))
 
 
 class TimeEstimates:

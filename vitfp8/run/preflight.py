@@ -15,7 +15,7 @@ from typing import Literal
 
 import psutil
 
-from vitfp8.catalog import EXPERIMENTS, FP8_RECIPES, PRECISIONS
+from vitfp8.catalog import EXPERIMENTS, FP8_RECIPES, PRECISION_FACTS, PRECISIONS
 from vitfp8.errors import InputError
 from vitfp8.files import size_words
 from vitfp8.monitor import read_heat
@@ -213,7 +213,7 @@ def every_precision() -> list[Finding]:
 
     found: dict[tuple[str, str, str], tuple[str, list[str]]] = {}
     for precision in PRECISIONS:
-        for recipe in FP8_RECIPES if precision == "fp8" else ("tensorwise",):
+        for recipe in FP8_RECIPES if PRECISION_FACTS[precision].scaled else ("tensorwise",):
             # only what decides the backend: the parameter files need not be found for it
             params = RunParams.model_construct(
                 precision=precision, device="auto", backend="auto", fp8_recipe=recipe, base_precision="bf16"
@@ -222,7 +222,7 @@ def every_precision() -> list[Finding]:
             found.setdefault((precision, device, backend), (reason, []))[1].append(recipe)
     findings = []
     for (precision, device, backend), (reason, recipes) in found.items():
-        of = "" if precision != "fp8" or len(recipes) == len(FP8_RECIPES) else f"{', '.join(recipes)}: "
+        of = "" if not PRECISION_FACTS[precision].scaled or len(recipes) == len(FP8_RECIPES) else f"{', '.join(recipes)}: "
         marked = "" if backend == "native" else "; its times are marked and never compared"
         level: Literal["ok", "note"] = "ok" if backend == "native" else "note"
         findings.append(Finding(level, PRECISIONS[precision], f"{of}{backend} on {device}: {reason}{marked}"))
@@ -269,7 +269,8 @@ def _arithmetic(runs: Sequence[RunParams]) -> list[Finding]:
     from vitfp8.experiment import who_multiplies
 
     findings = []
-    fp8 = {params.model: params for params in runs if params.precision == "fp8" and who_multiplies(params)[1] == "native"}
+    scaled = [params for params in runs if PRECISION_FACTS[params.precision].scaled]
+    fp8 = {params.model: params for params in scaled if who_multiplies(params)[1] == "native"}
     for model, params in fp8.items():
         if why := _slow_fp8(params):
             findings.append(Finding("note", "speed", f"expect FP8 of {model} to be slower than BF16: {'; '.join(why)}"))

@@ -1,6 +1,5 @@
-"""The formats that known data sets come in: scikit-learn's digits, IDX files, CIFAR's pickles.
-
-Each is found, checked and read here, without torch. A file that is there but damaged is refused. Folders of class folders are
+"""Known data sets, found, checked and read: scikit-learn's digits, IDX files, CIFAR's pickles. No torch.
+ A file that is there but damaged is refused. Folders of class folders are
 read in `vitfp8.data.folders`.
 """
 
