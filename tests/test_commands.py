@@ -109,7 +109,7 @@ def test_a_note_that_says_nothing_or_too_much_is_refused_and_nothing_is_written(
 def test_a_note_on_what_is_no_run_or_cannot_be_written_is_refused(lab: Path) -> None:
     analysis = lab / "executed/digits/analysis.ipynb"
     analysis.write_text(json.dumps({"cells": [], "metadata": {"vitfp8": {"kind": "analysis"}}}))
-    assert "no run" in refusal("note", analysis, "x")
+    assert "not a run" in refusal("note", analysis, "x")
     (lab / "executed/digits/BaseFP32-s0.log.jsonl").mkdir()
     assert "cannot be written" in refusal("note", "digits/BaseFP32-s0", "x")
 
@@ -493,7 +493,7 @@ def test_a_mac_without_rights_and_packages_is_told_how_to_get_power_readings(bar
 
 def test_energy_counters_that_only_root_may_read_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitfp8.monitor.machine import RAPLProbe
-    from vitfp8.monitor.sampling import UnavailableError
+    from vitfp8.monitor.probes import UnavailableError
 
     def forbidden(self: RAPLProbe) -> None:
         raise UnavailableError("energy_uj may be read by root only")

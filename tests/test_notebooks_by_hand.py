@@ -26,8 +26,8 @@ from vitfp8.home import at_home, from_home, run_command, study_home
 from vitfp8.params import IDENTITY_RULE, RunParams, assignments, from_notebook, read_layer, validate
 from vitfp8.params.quantization import QuantizeParams
 from vitfp8.ptq.start import find_source
-from vitfp8.record import RECORD_MIME, RunJournal, RunRecord, digest_of, payload_digest, record_from_journal, source_command
-from vitfp8.record.schema import agrees_with_digest
+from vitfp8.record import RECORD_MIME, RunJournal, RunRecord, digest_of, payload_digest, record_from_journal, source_run_command
+from vitfp8.record.codec import agrees_with_digest
 from vitfp8.run.execute import _ThisInterpreter
 from vitfp8.run.plan import plan_batch
 from vitfp8.run.study_file import Study
@@ -100,7 +100,7 @@ def test_a_record_that_javascript_saved_has_the_digests_that_it_had() -> None:
     assert digest_of(again.deterministic_part()) == record.deterministic["digest"]
     assert [line for line in wrong_digests(again) if "digest" in line] == []
     saved["metrics"]["test_acc"] = 0.5
-    assert not agrees_with_digest(saved, [again])
+    assert not agrees_with_digest(saved, [again.to_payload()])
 
 
 def test_the_source_of_a_quantisation_that_javascript_saved_has_the_digest_that_it_had() -> None:
@@ -116,9 +116,9 @@ def test_the_digest_of_an_earlier_version_is_verified_as_it_was_made_and_after_j
     payload["payload_digest"] = digest_of({key: value for key, value in payload.items() if key != "payload_digest"})
     assert agrees_with_digest(payload, [])
     saved = saved_by_javascript(payload)
-    assert not agrees_with_digest(saved, []) and agrees_with_digest(saved, [RunRecord.from_payload(saved)])
+    assert not agrees_with_digest(saved, []) and agrees_with_digest(saved, [RunRecord.from_payload(saved).to_payload()])
     saved["hardware"]["summary"]["cpu_percent_max"] = 99
-    assert not agrees_with_digest(saved, [RunRecord.from_payload(saved), record])
+    assert not agrees_with_digest(saved, [RunRecord.from_payload(saved).to_payload(), record.to_payload()])
 
 
 def test_the_deterministic_digest_of_given_values_is_what_it_always_was() -> None:
@@ -229,7 +229,7 @@ def test_a_batch_planned_from_the_notebooks_folder_is_that_of_the_project(projec
 )
 def test_advice_makes_what_is_missing_and_never_another_study(study: str, command: str, project: Path) -> None:
     assert run_command(study) == command
-    assert source_command("AugmFP16", study=study) == f"`{command.replace('run', 'run AugmFP16', 1)}`"
+    assert source_run_command("AugmFP16", study=study) == f"`{command.replace('run', 'run AugmFP16', 1)}`"
     from vitfp8.analysis import load_results
 
     with pytest.raises(InputError, match=re.escape(f"`{command}` executes them")):
@@ -401,9 +401,9 @@ def test_a_study_is_read_by_its_name_from_the_notebooks_folder(project: Path, mo
 
 
 def test_every_real_parameter_is_known_as_one() -> None:
-    from vitfp8.record.schema import _REAL_PARAMETERS
+    from vitfp8.record.schema import REAL_PARAMETERS
 
     params = validate([read_layer(TOP / "params" / "AugmFP32.yaml")])
-    assert {name for name, value in params.model_dump().items() if isinstance(value, float)} <= _REAL_PARAMETERS
-    assert {"seed", "epochs", "gradient_clip"} & _REAL_PARAMETERS == {"gradient_clip"}
-    assert set(RunParams.model_fields) >= _REAL_PARAMETERS
+    assert {name for name, value in params.model_dump().items() if isinstance(value, float)} <= REAL_PARAMETERS
+    assert {"seed", "epochs", "gradient_clip"} & REAL_PARAMETERS == {"gradient_clip"}
+    assert set(RunParams.model_fields) >= REAL_PARAMETERS

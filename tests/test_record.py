@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import TOP
+from vitfp8.analysis import load_results
+from vitfp8.params import IDENTITY_RULE, Layer, read_layer, validate
 from vitfp8.record import (
     RECORD_MIME,
     EpochRow,
@@ -31,9 +35,11 @@ from vitfp8.record import (
     load_records,
     load_runs,
     payload_digest,
+    read_notebook,
     read_record,
     record_from_journal,
 )
+from vitfp8.record.schema import STATED
 
 
 def example(**values: object) -> RunRecord:
@@ -108,6 +114,40 @@ def test_tables_have_a_row_a_run_and_a_row_an_epoch(tmp_path: Path) -> None:
         "images_per_second", "grad_norm", "loss_scale", "skipped_steps",
     }  # fmt: skip
     assert promised <= set(history.columns)
+
+
+def test_each_notebook_of_a_study_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write_notebook(tmp_path / f"BaseFP32-s{seed}.ipynb", example(seed=seed)) for seed in (0, 1)]
+    paths.append(write_notebook(tmp_path / "lost.ipynb", None))
+    read: list[Path] = []
+
+    def counting(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return read_notebook(path)
+
+    monkeypatch.setattr("vitfp8.record.reading.read_notebook", counting)
+    for load in (load_records, load_results):
+        load(tmp_path)
+        assert sorted(read) == paths
+        read.clear()
+
+
+def test_a_run_without_a_notebook_is_completed_by_its_run_log(tmp_path: Path) -> None:
+    with RunJournal(tmp_path / "BaseFP32-s0", example(status="running"), show=False):
+        pass
+    append_to_run_log(tmp_path / "BaseFP32-s0.ipynb", {"time": "2026-06-01T00:00:00+00:00", "event": "failed", "reason": "gone"})
+    [(_, record)], problems = load_records(tmp_path)
+    assert (record.status, record.reason, problems) == ("failed", "gone", [])
+
+
+def test_a_record_begins_with_what_its_parameters_state() -> None:
+    params = validate([read_layer(TOP / "params" / "AugmFP16.yaml"), Layer("here", {"seed": 3, "variant": "wide"})])
+    record = RunRecord.of(params, progress={"epoch": 0})
+    assert (record.run_name, record.kind, record.status) == ("AugmFP16~wide-s3", "run", "running") and record.started
+    assert {key: getattr(record, key) for key in STATED} == {key: record.parameters[key] for key in STATED}
+    assert (record.parameters_digest, record.identity_rule) == (params.digest, IDENTITY_RULE)
+    alone = {key: value for key, value in record.to_payload().items() if key not in STATED}
+    assert RunRecord.from_payload(alone) == record, "a header need not repeat its parameters"
 
 
 def test_the_record_says_what_a_run_is_not_the_file_name(tmp_path: Path) -> None:

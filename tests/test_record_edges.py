@@ -21,7 +21,7 @@ from vitfp8.record import (
     provenance,
     read_record,
     record_from_journal,
-    source_command,
+    source_run_command,
     superseded_of,
 )
 from vitfp8.record.backups import LEDGER, ledger_with, read_ledger, walk
@@ -171,7 +171,7 @@ def test_a_change_within_a_list_changes_the_payloads_digest(other: object) -> No
     ],
 )
 def test_the_command_that_makes_a_source_says_what_is_not_understood_anyway(given: dict[str, Any], command: str) -> None:
-    assert source_command("AugmFP16", **given) == f"`{command}`"
+    assert source_run_command("AugmFP16", **given) == f"`{command}`"
 
 
 def test_an_earlier_backup_to_the_same_place_loses_its_bulk_and_no_other_does(tmp_path: Path) -> None:

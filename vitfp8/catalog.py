@@ -278,3 +278,8 @@ def catalogue_order(experiment: str) -> tuple[int, str]:
     """
     names = [*EXPERIMENTS, *ARCHIVED]
     return (names.index(experiment), "") if experiment in names else (len(names), experiment)
+
+
+def run_name(experiment: str, variant: str = "", seed: int | None = 0) -> str:
+    """``<experiment>[~<variant>]-s<seed>``: the name of a run and of its files; imported runs have no seed."""
+    return experiment + (f"~{variant}" if variant else "") + ("-imported" if seed is None else f"-s{seed}")

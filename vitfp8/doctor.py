@@ -25,8 +25,8 @@ from vitfp8.catalog import DATASETS, EXPERIMENTS
 from vitfp8.errors import InputError
 from vitfp8.files import check_writable, size_words
 from vitfp8.params import RunParams, validate
+from vitfp8.reporting.pandoc import find_pandoc
 from vitfp8.reporting.pdf import TEX_PROGRAMS, find_tex, has_typst
-from vitfp8.reporting.prose import find_pandoc
 from vitfp8.run.locate import executed_folder, parameter_file, preset_file, report_folder, template
 from vitfp8.run.plan import layers_for
 from vitfp8.run.preflight import every_precision, examine_machine
@@ -43,7 +43,6 @@ _NEEDED: Mapping[str, str] = MappingProxyType(
         "numpy": "numpy", "sklearn": "scikit-learn", "scipy": "scipy", "pandas": "pandas", "matplotlib": "matplotlib",
         "PIL": "pillow", "safetensors": "safetensors", "papermill": "papermill", "nbclient": "nbclient", "nbconvert": "nbconvert",
         "nbformat": "nbformat", "ipykernel": "ipykernel", "ipywidgets": "ipywidgets", "jupyterlab": "jupyterlab",
-        "jinja2": "jinja2", "bs4": "beautifulsoup4", "bleach": "bleach",
     }
 )  # fmt: skip
 

@@ -28,14 +28,13 @@ from vitfp8.home import at_home
 from vitfp8.memory import explain_out_of_memory, keep_freed_memory
 from vitfp8.model import check_model, create_model, model_facts
 from vitfp8.monitor import SystemMonitor
-from vitfp8.params import IDENTITY_RULE, Parameters, RunParams
+from vitfp8.params import Parameters, RunParams
 from vitfp8.precision import PreparedPrecision, check_layers, choose_backend, prepare, resolve_device
 from vitfp8.precision.capability import devices_passed_over
 from vitfp8.record import (
     EpochRow,
     Hardware,
     Metrics,
-    Precision,
     RunJournal,
     RunRecord,
     collect_provenance,
@@ -192,23 +191,15 @@ class Experiment:
         """
         params = self.params
         before = record_from_journal(self.folder) if self.went_on else None  # what it said of earlier interruptions stays said
-        record = RunRecord(
-            experiment=params.experiment,
-            variant=params.variant,
-            seed=params.seed,
-            question=params.question,
-            expectation=params.expectation,
-            parameters=params.model_dump(),
-            parameters_digest=params.digest,
-            identity_rule=IDENTITY_RULE,
+        record = RunRecord.of(
+            params,
             defaults_taken=list(defaults_taken),
-            precision=Precision.model_validate(self.precision.report),
+            precision=self.precision.report,
             model=dict(self.facts),
             data=self.data.facts(),
             provenance=self.provenance,
-            started=now(),
             progress={"epoch": self.trainer.epoch, "epochs": params.epochs, "steps_per_epoch": len(self.trainer.batches)},
-            history=[EpochRow.model_validate(row) for row in self.trainer.history],
+            history=self.trainer.history,
             deterministic=dict(self.determinism),
             continued=before.continued if before else [],
             notes=[*(before.notes if before else []), *({"time": now(), "text": problem} for problem in self.passed_over)],

@@ -18,6 +18,7 @@ from vitfp8.analysis.figures.of_study import draw_figure
 from vitfp8.analysis.quantization import quantization_remark, study_remark
 from vitfp8.analysis.results import load_results
 from vitfp8.analysis.summary import summary, summary_text, write_report_files
+from vitfp8.analysis.table import MISSING
 from vitfp8.record import JOURNAL, EpochRow, Hardware, Metrics, QuantizationRow, RunRecord, remark_words, remarks_of
 
 Study = Callable[..., Path]
@@ -160,7 +161,7 @@ def test_notes_are_in_the_report(study: Study, tmp_path: Path) -> None:
     results = load_results(noted(study))
     rows = tables.notes_table(results).rows
     assert ["BaseFP32-s1", "2026-02-01", "note", "the fan was replaced"] in rows and len(rows) == 6
-    assert tables.not_in_results(results).rows[-1][:3] == ["AugmFP32-s0", tables.MISSING, "set aside"]
+    assert tables.not_in_results(results).rows[-1][:3] == ["AugmFP32-s0", MISSING, "set aside"]
     assert "Of AugmFP32-s0 only earlier lab records are there" in plain(prose.excluded_remark(results))
     write_report_files(results, tmp_path)
     assert "the fan was replaced" in (tmp_path / "RESULTS_SUMMARY.txt").read_text()

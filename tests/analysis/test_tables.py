@@ -22,12 +22,13 @@ from vitfp8.analysis import study_tables as tables
 from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, escape_markdown, one_line
 from vitfp8.analysis.results import load_results
 from vitfp8.analysis.summary import summary_text, write_report_files
+from vitfp8.analysis.table import MISSING, TABLE_MIME, ReportTable
 from vitfp8.record import Metrics
 
 Study = Callable[..., Path]
 
 
-def _column(table: tables.ReportTable, index: int = 1) -> dict[str, str]:
+def _column(table: ReportTable, index: int = 1) -> dict[str, str]:
     return {row[0]: row[index] for row in table.rows}
 
 
@@ -78,7 +79,7 @@ def test_one_run_per_cell_is_said_below_the_comparison(four: Path) -> None:
 def test_missing_and_nan_values_are_dashes_not_zeros(study: Study) -> None:
     table = tables.comparison(load_results(study(make_record(metrics=Metrics(test_acc=math.nan)))))
     rows = _column(table)
-    assert rows["Test accuracy, last weights (%)"] == rows["Total time (s)"] == tables.MISSING
+    assert rows["Test accuracy, last weights (%)"] == rows["Total time (s)"] == MISSING
     assert "nan" not in table.to_html().lower() + table.to_latex().lower() + table.to_csv().lower()
 
 
@@ -89,7 +90,11 @@ def test_the_csv_holds_fractions_and_seconds_not_percent(four: Path) -> None:
 
 
 def test_a_table_shows_itself_as_html_latex_and_text_together(four: Path) -> None:
-    bundle = tables.comparison(load_results(four))._repr_mimebundle_()
+    table = tables.comparison(load_results(four))
+    bundle = table._repr_mimebundle_()
+    data = json.loads(json.dumps(bundle.pop(TABLE_MIME)))
+    assert data["columns"] == list(table.columns) and data["rows"] == [list(row) for row in table.rows]
+    assert len(data["alignment"]) == len(table.columns) and data["alignment"][0] == "left"
     assert set(bundle) == {"text/html", "text/latex", "text/plain"}
     assert "Styler" not in "".join(bundle.values())
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
@@ -98,7 +103,7 @@ def test_a_table_shows_itself_as_html_latex_and_text_together(four: Path) -> Non
 
 def test_contrasts_of_one_seed_have_neither_interval_nor_p(four: Path) -> None:
     table = tables.contrast_table(load_results(four))
-    assert [row[2:] for row in table.rows][0] == ["1", "−0.10", tables.MISSING, "none: n < 6", tables.MISSING]
+    assert [row[2:] for row in table.rows][0] == ["1", "−0.10", MISSING, "none: n < 6", MISSING]
     assert any("bundle" in note for note in table.notes)
 
 
@@ -118,7 +123,7 @@ def test_provenance_leads_to_the_notebook_the_code_and_the_data(four: Path) -> N
 
 def test_requested_and_effective_precision_stand_side_by_side(four: Path) -> None:
     rows = tables.precision_table(load_results(four)).rows
-    assert rows[2] == ["Baseline FP16", "1", "FP16", "FP16", "emulated", tables.MISSING, "this processor has no FP16 products"]
+    assert rows[2] == ["Baseline FP16", "1", "FP16", "FP16", "emulated", MISSING, "this processor has no FP16 products"]
 
 
 def test_precision_summary_groups_layers_that_are_treated_alike() -> None:
@@ -205,9 +210,9 @@ def test_a_spreadsheet_takes_no_text_for_a_formula(text: str) -> None:
     ["<img src=x onerror=alert(1)>", "[a](javascript:alert(1))", "# heading", "$x$", "**b** @fig-x", "1. a", "https://x.y www.x"],
 )
 def test_markdown_of_a_record_is_plain_words(text: str) -> None:
-    from vitfp8.reporting.prose import markdown_tree, plain_text
+    from vitfp8.reporting.pandoc import plain_text, read_markdown
 
-    tree = markdown_tree(f"Outcome: {escape_markdown(text)}")
+    tree = read_markdown(f"Outcome: {escape_markdown(text)}")
     assert plain_text(tree) == f"Outcome: {text}"
     assert {node["t"] for node in tree[0]["c"]} <= {"Str", "Space"} and len(tree) == 1
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.analysis.records import make_record, write_notebook
 from vitfp8.record import RECORD_MIME, QuantizationRow, RunRecord, SensitivityRow
-from vitfp8.record.schema import compress, expand
+from vitfp8.record.codec import compress, expand
 
 MARKUP = "<script>alert(1)</script> [red]x[/] [/bold] \x1b[31m $x$ \\input{x} {{x}} =1+1 \ud800 \u202e _x_ *x* `x` \n\n# x"
 

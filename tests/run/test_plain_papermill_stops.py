@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TOP
-from vitfp8.record import EpochRow, RecordError, RunJournal, RunRecord, read_record
-from vitfp8.record.schema import RECORD_MIME
+from vitfp8.record import RECORD_MIME, EpochRow, RecordError, RunJournal, RunRecord, read_record
 
 
 def notebook_of(path: Path, *outputs: dict[str, object], begun: bool = True, injected: str = "epochs = 9\n") -> Path:

@@ -14,7 +14,7 @@ _WHERE = {
     "load_results": "results",
     "FIGURES": "figures.of_study",
     "show_figure": "figures.of_study",
-    "show_table": "study_tables",
+    "show_table": "table",
     "write_report_files": "summary",
 }
 

@@ -8,7 +8,6 @@ that says so, and are warned about.
 from __future__ import annotations
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,11 +41,11 @@ from vitfp8.record import (
     Remark,
     RunRecord,
     code_digest_rule,
-    load_history,
+    history_frame,
     load_records,
-    load_runs,
     quartiles,
     remarks_of,
+    runs_frame,
     superseded_of,
 )
 
@@ -617,10 +616,8 @@ def load_results(folder: str | Path) -> StudyResults:
     if not records and not quantizations:
         why = f" ({len(problems)} unreadable, the first: {problems[0]})" if problems else ""
         raise InputError(f"study_folder: '{folder}': holds no record of a run{why}; {command}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same problems, listed in the analysis
-        runs, history = load_runs(folder), load_history(folder)
-    runs = _with_times(runs[runs["run"].isin(list(records))].reset_index(drop=True), history, records)
+    history = history_frame(pairs)
+    runs = _with_times(runs_frame(pairs), history, records)
     noted = {path.stem: remarks for path, record in pairs if (remarks := remarks_of(path, record))}
     there = {path.stem for path, _ in pairs}
     return StudyResults(

@@ -1,14 +1,12 @@
-"""Tables: one object that shows itself as HTML, LaTeX (booktabs) and text, and is written as CSV with plain numbers.
+"""The tables of a study.
 
-Cells are texts and are escaped in each format. ``±`` is a standard deviation over seeds; times, memory and energy of emulated
+``±`` is a standard deviation over seeds; times, memory and energy of emulated
 arithmetic carry a dagger, because they say nothing about the format and are never compared. Those of runs that others disturbed
 are in no mean; where there are no other runs, they carry a double dagger.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,124 +19,13 @@ import pandas as pd
 from vitfp8.analysis.after_training import quantized_groups
 from vitfp8.analysis.contrasts import ENDPOINTS, FAMILIES, Contrast, find_contrasts
 from vitfp8.analysis.disturbance import MARK
-from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, one_line
+from vitfp8.analysis.escaping import one_line
 from vitfp8.analysis.factors import key_words
-from vitfp8.analysis.results import IMPORTED_VALIDATION, Group, StudyResults, deciding_parameters, finite
+from vitfp8.analysis.results import IMPORTED_VALIDATION, Group, StudyResults, deciding_parameters
 from vitfp8.analysis.statistics import LEAST_SEEDS_FOR_A_TEST, describe
+from vitfp8.analysis.table import MISSING, ReportTable, number
 from vitfp8.catalog import AUGM_BUNDLE, EXPERIMENTS, PRECISIONS
 from vitfp8.record import code_digest_rule
-
-#: What stands in a cell without a value.
-MISSING = "–"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportTable:
-    """A table of texts, with the plain values beside it.
-
-    Attributes:
-        stem: name of its files.
-        columns: headers.
-        rows: texts, as many as headers each.
-        notes: sentences below the table.
-        values: what the CSV holds: numbers in base units (fractions, seconds); None: the texts.
-    """
-
-    stem: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    values: pd.DataFrame | None = None
-
-    def to_html(self) -> str:
-        """The table as an HTML fragment; nothing in it can act."""
-        head = "".join(f"<th>{escape_html(cell)}</th>" for cell in self.columns)
-        body = "\n".join(
-            "<tr>"
-            + "".join(
-                f'<t{"d" if index else "h"} style="text-align: {"right" if self._numeric(index) else "left"}">{escape_html(cell)}'
-                f"</t{'d' if index else 'h'}>"
-                for index, cell in enumerate(row)
-            )
-            + "</tr>"
-            for row in self.rows
-        )
-        notes = "".join(f"<p><small>{escape_html(note)}</small></p>" for note in self.notes)
-        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{notes}"
-
-    def to_latex(self) -> str:
-        """The table as a LaTeX ``tabular`` for the package booktabs, with its notes."""
-        spec = "".join("r" if self._numeric(index) else "l" for index in range(len(self.columns)))
-        lines = [f"\\begin{{tabular}}{{{spec}}}", "\\toprule"]
-        lines += [" & ".join(map(escape_latex, self.columns)) + r" \\", "\\midrule"]
-        lines += [" & ".join(map(escape_latex, row)) + r" \\" for row in self.rows]
-        lines += ["\\bottomrule", "\\end{tabular}"]
-        lines += [f"\n\\par\\smallskip{{\\footnotesize {escape_latex(note)}\\par}}" for note in self.notes]
-        return "\n".join(lines) + "\n"
-
-    def to_text(self) -> str:
-        """The table for a terminal."""
-        cells = [[one_line(cell) for cell in row] for row in [self.columns, *self.rows]]
-        widths = [max(len(row[index]) for row in cells) for index in range(len(self.columns))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if self._numeric(index) else cell.ljust(width)
-                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*lines, *map(one_line, self.notes)])
-
-    def to_csv(self) -> str:
-        """The plain values as CSV; a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
-        values = self.values if self.values is not None else pd.DataFrame(self.rows, columns=list(self.columns))
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow([csv_cell(str(name)) for name in values.columns])
-        for row in values.itertuples(index=False):
-            writer.writerow(["" if cell is None or cell is pd.NA or cell != cell else csv_cell(cell) for cell in row])
-        return buffer.getvalue()
-
-    def save(self, folder: Path, *endings: str) -> list[Path]:
-        """Write the table as LaTeX and CSV.
-
-        Args:
-            folder: where; made when it is not there.
-            endings: ``tex``, ``csv``; none: both.
-
-        Returns:
-            The files.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        writers: dict[str, Callable[[], str]] = {"tex": self.to_latex, "csv": self.to_csv}
-        files = [folder / f"{self.stem}.{ending}" for ending in endings or writers]
-        for file in files:
-            file.write_text(writers[file.suffix[1:]](), encoding="utf-8")
-        return files
-
-    def _numeric(self, index: int) -> bool:
-        """Whether a column reads as numbers, and so is aligned at its right."""
-        if index == 0:
-            return False
-        cells = [row[index] for row in self.rows if row[index] not in ("", MISSING)]
-        return bool(cells) and sum(cell[:1] in "0123456789+−-≤≥<" for cell in cells) >= 0.75 * len(cells)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """All three forms together (IPython's protocol)."""
-        return {"text/html": self.to_html(), "text/latex": self.to_latex(), "text/plain": self.to_text()}
-
-
-def number(value: Any, factor: float = 1.0, digits: int = 2) -> str:
-    """A number as a cell shows it, with a true minus; a dash where it is missing.
-
-    Args:
-        value: anything that a record may hold.
-        factor: from its unit to the shown one.
-        digits: after the point.
-    """
-    found = finite(value)
-    return MISSING if found is None else f"{factor * found:,.{digits}f}".replace("-", "−").replace(",", "\u00a0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -570,22 +457,6 @@ def write_tables(results: StudyResults, report_folder: Path) -> list[Path]:
     if (notes := notes_table(results)).rows:
         files += notes.save(folder)
     return files
-
-
-def show_table(table: ReportTable, empty: str = "", lead: str = "") -> None:
-    """Display a table in a notebook, or the sentence that stands for an empty one.
-
-    Args:
-        table: what.
-        empty: Markdown, when the table has no row.
-        lead: Markdown before the table; left out with it.
-    """
-    from IPython.display import Markdown, display
-
-    if text := lead if table.rows else empty:
-        display(Markdown(text))
-    if table.rows:
-        display(table)
 
 
 def precision_summary(report: Mapping[str, Any]) -> ReportTable:

@@ -20,7 +20,8 @@ from vitfp8.analysis.statistics import (
     least_p,
     wilson_interval,
 )
-from vitfp8.analysis.study_tables import diverged_beside, number
+from vitfp8.analysis.study_tables import diverged_beside
+from vitfp8.analysis.table import number
 from vitfp8.catalog import AUGM_BUNDLE, AUGMENTATION_LEVELS, DATASETS, PRECISIONS, label_of
 from vitfp8.record import RunRecord
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from vitfp8.monitor.sampling import THERMAL_LEVELS, Energy, Probe, Row, UnavailableError, Value
+from vitfp8.monitor.probes import THERMAL_LEVELS, Energy, Probe, Row, UnavailableError, Value
 
 _SAMPLE = re.compile(r"^\*\*\* Sampled system activity .*?\(([\d.]+) ?ms elapsed\) \*\*\*", re.MULTILINE)
 _SUMMARY = "*** Summary system activity"

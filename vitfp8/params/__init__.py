@@ -33,6 +33,7 @@ from vitfp8.catalog import (
     PRECISION_ALIASES,
     PRECISIONS,
     TRAININGS,
+    run_name,
     unused_knobs,
 )
 from vitfp8.errors import InputError, shown, suggest
@@ -150,9 +151,8 @@ class Parameters(BaseModel):
 
     @property
     def run_name(self) -> str:
-        """``<experiment>-s<seed>``, or ``<experiment>~<variant>-s<seed>``: how files call the run."""
-        variant = f"~{self.variant}" if self.variant else ""
-        return f"{self.experiment}{variant}-s{self.seed}"
+        """See `vitfp8.catalog.run_name`."""
+        return run_name(self.experiment, self.variant, self.seed)
 
     def identity(self) -> dict[str, Any]:
         """The values that decide the run's numbers: two runs with equal identities do the same arithmetic; see `identity_of`."""

@@ -18,6 +18,7 @@ from vitfp8.catalog import (
     QUANTIZED_GRANULARITIES,
     QUANTIZED_OPERANDS,
     TRAININGS,
+    run_name,
 )
 from vitfp8.errors import suggest
 from vitfp8.params import About, KeyedError, Parameters, RunParams, _Flag, _Float, _Int, _Name, _Text
@@ -125,9 +126,8 @@ class QuantizeParams(Parameters):
 
     @property
     def source_name(self) -> str:
-        """How files call the source run of the same study."""
-        variant = f"~{self.source_variant}" if self.source_variant else ""
-        return f"{self.source_experiment}{variant}-s{self.seed}"
+        """Name of the source run in the same study."""
+        return run_name(self.source_experiment, self.source_variant, self.seed)
 
 
 #: Name of a class of parameters, as the catalogue has it → the class.

@@ -18,7 +18,6 @@ from vitfp8.experiment import device_facts, run_folder_of
 from vitfp8.home import from_home
 from vitfp8.model import create_model
 from vitfp8.monitor import SystemMonitor
-from vitfp8.params import IDENTITY_RULE
 from vitfp8.params.quantization import QuantizeParams
 from vitfp8.precision import choose_backend, prepare, resolve_device
 from vitfp8.precision.formats import sqnr
@@ -27,7 +26,6 @@ from vitfp8.ptq.schemes import QuantizedWeight, Scheme, block_layers, calibrate,
 from vitfp8.ptq.start import Logits, Source, find_source, load_source, source_parameters, verified_checkpoint
 from vitfp8.record import (
     Hardware,
-    Precision,
     QuantizationRow,
     RunJournal,
     RunRecord,
@@ -155,23 +153,13 @@ class Quantization:
         Args:
             defaults_taken: parameters that the notebook took from its defaults.
         """
-        params, report = self.params, self.source.precision.report
-        return RunRecord(
-            kind="quantization",
-            experiment=params.experiment,
-            variant=params.variant,
-            seed=params.seed,
-            question=params.question,
-            expectation=params.expectation,
-            parameters=params.model_dump(),
-            parameters_digest=params.digest,
-            identity_rule=IDENTITY_RULE,
+        return RunRecord.of(
+            self.params,
             defaults_taken=list(defaults_taken),
-            precision=Precision.model_validate(report),
+            precision=self.source.precision.report,
             model=dict(self.source.facts) | {"quantized_layers": self.layers},
             data=self.source.data.facts(),
             provenance=self.provenance,
-            started=now(),
             progress={"epoch": 0, "epochs": self.measurements, "unit": "measurement"},
             deterministic=dict(self.source.determinism),
             source=self.source_facts(),

@@ -26,7 +26,7 @@ from vitfp8.params.quantization import QuantizeParams
 from vitfp8.precision import PreparedPrecision, prepare, resolve_device
 from vitfp8.precision.capability import devices_passed_over
 from vitfp8.ptq.trained_model import recorded_parameters, trained_model, verified_weights
-from vitfp8.record import RunRecord, best_weights, notebook_of, read_source, source_command
+from vitfp8.record import RunRecord, best_weights, notebook_of, read_source_run, source_run_command
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def find_source(params: QuantizeParams) -> tuple[Path, RunRecord]:
     study = at_home(params.run_folder).parent if params.run_folder else None
     place = at_home(params.source_run) if params.source_run is not None else None
     beside = place.parent if place is not None and place.parent.parent.name == "executed" else study
-    command = source_command(
+    command = source_run_command(
         params.source_experiment, variant=params.source_variant, seed=params.seed, study=beside.name if beside else None
     )
     if place is None and study is not None:
@@ -153,7 +153,7 @@ def find_source(params: QuantizeParams) -> tuple[Path, RunRecord]:
             f"source_run: null: without a runner no study is known; give the notebook of a completed {params.source_experiment}, "
             f"e.g. executed/digits/{params.source_name}.ipynb, which `{run_command('digits', params.source_experiment)}` makes"
         )
-    record = read_source(place, experiment=params.source_experiment, seed=params.seed, command=command)
+    record = read_source_run(place, experiment=params.source_experiment, seed=params.seed, command=command)
     if record.variant != params.source_variant:
         raise InputError(f"source_run: {str(place)!r}: is the variant {record.variant!r}; set source_variant to it")
     return notebook_of(place), record

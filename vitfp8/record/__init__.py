@@ -1,8 +1,17 @@
 """The record of a run: publish it into a notebook, read it back, load many. Imports no torch."""
 
 from vitfp8.record.backups import BackupState, backup_state
+from vitfp8.record.codec import RECORD_MIME, agrees_with_digest, digest_of, payload_digest
 from vitfp8.record.deciding_code import code_digest, code_digest_rule, compare_code, incomparable_code
-from vitfp8.record.finding import find_run, runs_there
+from vitfp8.record.finding import (
+    best_weights,
+    find_run,
+    notebook_of,
+    read_source_run,
+    runs_there,
+    source_run_command,
+)
+from vitfp8.record.frames import history_frame, load_history, load_quantization, load_runs, runs_frame
 from vitfp8.record.journal import (
     JOURNAL,
     RUNNER_LOCK,
@@ -13,20 +22,19 @@ from vitfp8.record.journal import (
     is_executing,
     is_live,
     is_locked,
-    now,
     record_from_journal,
     refuse_finished,
     summary_line,
 )
 from vitfp8.record.provenance import collect_provenance, git_state, processor_and_cores
 from vitfp8.record.reading import (
+    NotARunError,
     RecordError,
     UnreadHereError,
     append_to_run_log,
-    load_history,
-    load_quantization,
     load_records,
-    load_runs,
+    payload_of,
+    read_notebook,
     read_record,
     run_folders,
     says_its_end,
@@ -34,7 +42,6 @@ from vitfp8.record.reading import (
 from vitfp8.record.remarks import SUPERSEDED, Remark, remark_words, remarks_of, superseded_of
 from vitfp8.record.schema import (
     NOT_8_BITS,
-    RECORD_MIME,
     EpochRow,
     Hardware,
     LayerPrecision,
@@ -43,12 +50,9 @@ from vitfp8.record.schema import (
     QuantizationRow,
     RunRecord,
     SensitivityRow,
-    agrees_with_digest,
-    digest_of,
-    payload_digest,
+    now,
     quartiles,
 )
-from vitfp8.record.source import best_weights, notebook_of, read_source, source_command
 
 __all__ = [
     "JOURNAL",
@@ -58,6 +62,7 @@ __all__ = [
     "SUPERSEDED",
     "BackupState",
     "EpochRow",
+    "NotARunError",
     "Hardware",
     "JournalError",
     "LayerPrecision",
@@ -82,6 +87,7 @@ __all__ = [
     "compare_code",
     "digest_of",
     "find_run",
+    "history_frame",
     "git_state",
     "incomparable_code",
     "is_executing",
@@ -94,18 +100,21 @@ __all__ = [
     "notebook_of",
     "now",
     "payload_digest",
+    "payload_of",
     "processor_and_cores",
     "quartiles",
+    "read_notebook",
     "read_record",
-    "read_source",
+    "read_source_run",
     "record_from_journal",
     "refuse_finished",
     "remark_words",
     "remarks_of",
     "run_folders",
+    "runs_frame",
     "runs_there",
     "says_its_end",
-    "source_command",
+    "source_run_command",
     "summary_line",
     "superseded_of",
 ]

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from vitfp8.record.schema import compress, expand
+from vitfp8.record.codec import compress, expand
 
 #: The ledger, in the folder that is backed up.
 LEDGER = ".vitfp8-backups.jsonl"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from vitfp8.errors import InputError
 from vitfp8.home import from_home
-from vitfp8.record.schema import RECORD_MIME, EpochRow, RunRecord, _json_back, _json_safe, validated
+from vitfp8.record.codec import RECORD_MIME, from_json, json_safe
+from vitfp8.record.schema import EpochRow, RunRecord, now, validated
 
 JOURNAL = "journal.jsonl"
 LOCK = "run.lock"
@@ -60,11 +60,6 @@ def append_line(path: Path, line: str) -> None:
             with suppress(OSError):
                 file.truncate(size)
             raise
-
-
-def now() -> str:
-    """The present time, ISO 8601 with zone, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def is_live(folder: Path) -> bool:
@@ -131,7 +126,7 @@ def record_from_journal(folder: Path) -> RunRecord | None:
         if line.startswith(("<" * 7, ">" * 7)):
             values = None
         try:
-            event = _json_back(json.loads(line))
+            event = from_json(line)
         except (ValueError, RecursionError):
             continue
         if not isinstance(event, dict):
@@ -353,7 +348,7 @@ class RunJournal:
         Raises:
             JournalError: it cannot be written; what the journal held before is unharmed.
         """
-        line = json.dumps(_json_safe({"time": now(), **event}), separators=(",", ":"), allow_nan=False)
+        line = json.dumps(json_safe({"time": now(), **event}), separators=(",", ":"), allow_nan=False)
         try:
             append_line(self.folder / JOURNAL, line)
         except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.record.journal import JOURNAL
-from vitfp8.record.reading import RecordError, execution_of, is_about, read_payload, run_log
+from vitfp8.record.reading import RecordError, execution_of, is_about, run_log, written_record
 from vitfp8.record.schema import RunRecord
 
 #: Folder inside a study's for lab records that a repeated run or import replaced.
@@ -133,9 +133,8 @@ def _attempts(path: Path, folder: Path, record: RunRecord) -> list[Remark]:
             found[key] = Remark(kind="attempt", time=_text(event.get("time")), text=text)
     for notebook in sorted(folder.glob("attempt-*.ipynb")):
         earlier = None
-        with suppress(RecordError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-            if (payload := read_payload(notebook)) is not None:
-                earlier = RunRecord.from_payload(payload)
+        with suppress(RecordError):
+            earlier = written_record(notebook)
         key = (execution_of(earlier) if earlier else None) or notebook.name
         if key in found or (earlier is not None and key == execution_of(record)):
             continue

@@ -23,9 +23,9 @@ from vitfp8.record import (
     is_live,
     is_locked,
     read_record,
-    read_source,
+    read_source_run,
     says_its_end,
-    source_command,
+    source_run_command,
 )
 from vitfp8.run.locate import executed_folder, parameter_file, preset_file, template
 from vitfp8.run.study_file import Study, check_experiments, check_study_name
@@ -221,14 +221,15 @@ def _with_source(
     """
     source = run.source
     assert source is not None
-    command = source_command(
+    command = source_run_command(
         params.source_experiment, variant=params.source_variant, seed=params.seed, study=study_name, preset=preset or ""
     )
     before = next((other for other in planned if other.output == source), None)
     executes = before is not None and before.action != "keep"
     digest = None
     if not executes:
-        digest = read_source(source, experiment=params.source_experiment, seed=params.seed, command=command).checkpoints["best"]
+        source_run = read_source_run(source, experiment=params.source_experiment, seed=params.seed, command=command)
+        digest = source_run.checkpoints["best"]
     if run.action == "keep" and read_record(run.output).source.get("checkpoint_sha256") != digest:
         raise InputError(
             f"{run.output}: is finished, but with other weights of its source {source}"

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from vitfp8.errors import InputError
 from vitfp8.monitor import Heat, read_heat
-from vitfp8.params import IDENTITY_RULE, RunParams
+from vitfp8.params import RunParams
 from vitfp8.record import (
     RUNNER_LOCK,
     JournalError,
@@ -31,7 +31,7 @@ from vitfp8.record import (
     says_its_end,
 )
 from vitfp8.run.execute import Execution, Signals, execute, listening
-from vitfp8.run.plan import PlannedRun, kind_of
+from vitfp8.run.plan import PlannedRun
 from vitfp8.run.superseded import move_aside
 
 #: Seconds that a kernel without its runner has to notice and end; it usually takes two.
@@ -266,20 +266,8 @@ def _begin(planned: PlannedRun) -> None:
         shutil.move(planned.output, next(path for path in attempts if not path.exists()))
     if record_from_journal(planned.folder) is None:
         params = planned.params
-        record = RunRecord(
-            kind=kind_of(params),
-            experiment=params.experiment,
-            variant=params.variant,
-            seed=params.seed,
-            question=params.question,
-            expectation=params.expectation,
-            parameters=params.model_dump(),
-            parameters_digest=params.digest,
-            identity_rule=IDENTITY_RULE,
-            started=now(),
-            progress={"epoch": 0, "epochs": params.epochs} if isinstance(params, RunParams) else {},
-        )
-        with RunJournal(planned.folder, record, show=False):
+        progress = {"epoch": 0, "epochs": params.epochs} if isinstance(params, RunParams) else {}
+        with RunJournal(planned.folder, RunRecord.of(params, progress=progress), show=False):
             pass
 
 

@@ -22,6 +22,7 @@ from vitfp8.params import Layer, validate, why_no_text
 from vitfp8.params.quantization import parameters_of
 from vitfp8.record import (
     JOURNAL,
+    NotARunError,
     RecordError,
     RunRecord,
     agrees_with_digest,
@@ -31,10 +32,11 @@ from vitfp8.record import (
     incomparable_code,
     is_executing,
     payload_digest,
+    payload_of,
+    read_notebook,
     record_from_journal,
 )
-from vitfp8.record.reading import read_payload
-from vitfp8.record.schema import PAYLOAD_DIGEST
+from vitfp8.record.codec import PAYLOAD_DIGEST
 from vitfp8.run.locate import executed_folder, preset_file, template
 from vitfp8.run.plan import layers_for
 from vitfp8.run.study_file import load_study
@@ -122,11 +124,14 @@ def _notebooks(folder: Path) -> list[Path]:
 
 
 def _is_no_run(path: Path) -> bool:
-    """Whether a notebook says of itself that it is no run."""
+    """Whether a notebook says of itself that it is not a run."""
     try:
-        return read_payload(path) is None
+        payload_of(path, read_notebook(path))
+    except NotARunError:
+        return True
     except RecordError:
-        return False
+        pass
+    return False
 
 
 def verify(paths: Iterable[Path]) -> Iterator[Check]:
@@ -164,15 +169,15 @@ def _load(path: Path) -> _Run | Check:
     """A lab record with what belongs to it, or what is wrong with it."""
     journal = record_from_journal(path.with_suffix(""))
     try:
-        payload = read_payload(path)
-        if payload is None:
-            return Check(path, "record", "note", "is marked as no run (an analysis)")
+        notebook = read_notebook(path)
+        payload = payload_of(path, notebook)
         record = RunRecord.from_payload(payload)
-        notebook = json.loads(path.read_text(encoding="utf-8"))
         cells = notebook["cells"]
         if not all(isinstance(cell, dict) and isinstance(cell.get("metadata", {}), dict) for cell in cells):
             return Check(path, "record", "FAILED", "its cells are damaged; take it back from a backup, or run it again")
         return _Run(path, notebook, payload, record, journal)
+    except NotARunError:
+        return Check(path, "record", "note", "is marked as no run (an analysis)")
     except RecordError as error:
         text = str(error).removeprefix(f"{path}: ")
     except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
@@ -193,7 +198,7 @@ def _payload(run: _Run) -> Iterator[Found]:
     """The digest of the whole payload."""
     if PAYLOAD_DIGEST not in run.payload:
         yield "note", "carries no digest of itself: an earlier version made it"
-    elif not agrees_with_digest(run.payload, [run.record, *([run.own_journal] if run.own_journal else [])]):
+    elif not agrees_with_digest(run.payload, (copy.to_payload() for copy in (run.record, run.own_journal) if copy is not None)):
         found = payload_digest(run.payload)
         yield "FAILED", contradiction(PAYLOAD_DIGEST, run.payload[PAYLOAD_DIGEST], found, "the record: it was edited")
 
