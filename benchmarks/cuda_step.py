@@ -91,7 +91,7 @@ class Card:
         self._probe: Any = None
         if device.type == "cuda":
             from vitfp8.monitor.nvidia import NVMLProbe
-            from vitfp8.monitor.sampling import UnavailableError
+            from vitfp8.monitor.probes import UnavailableError
 
             probe = NVMLProbe(torch.cuda.current_device())
             with suppress(UnavailableError):
@@ -104,16 +104,7 @@ class Card:
             return {"device": "processor"}
         facts: dict[str, Any] = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda or torch.version.hip}
         if self._probe is not None:
-            nvml, handle = self._probe._nvml, self._probe._handle
-            asked: dict[str, Callable[[], Any]] = {
-                "driver": nvml.nvmlSystemGetDriverVersion,
-                "power_limit_watts": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-                "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-                "max_sm_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
-            }
-            for name, ask in asked.items():
-                with suppress(nvml.NVMLError):
-                    facts[name] = ask()
+            facts |= self._probe.limits()
         return facts
 
     def read(self) -> tuple[bool, float | None]:

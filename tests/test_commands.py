@@ -493,7 +493,7 @@ def test_a_mac_without_rights_and_packages_is_told_how_to_get_power_readings(bar
 
 def test_energy_counters_that_only_root_may_read_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitfp8.monitor.machine import RAPLProbe
-    from vitfp8.monitor.sampling import UnavailableError
+    from vitfp8.monitor.probes import UnavailableError
 
     def forbidden(self: RAPLProbe) -> None:
         raise UnavailableError("energy_uj may be read by root only")

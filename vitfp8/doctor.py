@@ -25,8 +25,8 @@ from vitfp8.catalog import DATASETS, EXPERIMENTS
 from vitfp8.errors import InputError
 from vitfp8.files import check_writable, size_words
 from vitfp8.params import RunParams, validate
+from vitfp8.reporting.pandoc import find_pandoc
 from vitfp8.reporting.pdf import TEX_PROGRAMS, find_tex, has_typst
-from vitfp8.reporting.prose import find_pandoc
 from vitfp8.run.locate import executed_folder, parameter_file, preset_file, report_folder, template
 from vitfp8.run.plan import layers_for
 from vitfp8.run.preflight import every_precision, examine_machine
@@ -43,7 +43,6 @@ _NEEDED: Mapping[str, str] = MappingProxyType(
         "numpy": "numpy", "sklearn": "scikit-learn", "scipy": "scipy", "pandas": "pandas", "matplotlib": "matplotlib",
         "PIL": "pillow", "safetensors": "safetensors", "papermill": "papermill", "nbclient": "nbclient", "nbconvert": "nbconvert",
         "nbformat": "nbformat", "ipykernel": "ipykernel", "ipywidgets": "ipywidgets", "jupyterlab": "jupyterlab",
-        "jinja2": "jinja2", "bs4": "beautifulsoup4", "bleach": "bleach",
     }
 )  # fmt: skip
 
@@ -227,9 +226,10 @@ def _git() -> Iterator[Line]:
 
 def _power_readings() -> Iterator[Line]:
     """What reads power and energy: each probe of the monitor is opened as a run would open it."""
-    from vitfp8.monitor.apple import AppleEnergyProbe, PowermetricsProbe
+    from vitfp8.monitor.apple import AppleEnergyProbe
     from vitfp8.monitor.machine import RAPLProbe
     from vitfp8.monitor.nvidia import NVMLProbe
+    from vitfp8.monitor.powermetrics import PowermetricsProbe
 
     has_nvidia = bool(shutil.which("nvidia-smi")) or Path("/proc/driver/nvidia").exists()
     probes: list[tuple[str, str, Callable[[], Any], str | None]] = []

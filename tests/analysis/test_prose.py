@@ -80,7 +80,7 @@ def test_every_sentence_survives_an_empty_study(study: Study, function: Callable
 
 def test_hostile_texts_are_words_in_every_sentence(study: Study) -> None:
     from tests.analysis.records import write_notebook
-    from vitfp8.reporting.prose import markdown_tree
+    from vitfp8.reporting.pandoc import read_markdown
 
     failed = make_record("AugmFP32", 1, status="failed", reason=HOSTILE)
     folder = study(make_record("BaseFP32", question=HOSTILE, expectation=HOSTILE), failed)
@@ -91,7 +91,7 @@ def test_hostile_texts_are_words_in_every_sentence(study: Study) -> None:
     results = load_results(folder)
     for text in [prose.opening(results, HOSTILE, HOSTILE), *(function(results) for function in ALL)]:
         assert "<script" not in text and "$~" not in text
-        kinds = {node["t"] for block in markdown_tree(text) for node in _nodes(block)}
+        kinds = {node["t"] for block in read_markdown(text) for node in _nodes(block)}
         assert not kinds & {"RawInline", "RawBlock", "Math", "Link", "Image", "Cite"}
 
 

@@ -210,9 +210,9 @@ def test_a_spreadsheet_takes_no_text_for_a_formula(text: str) -> None:
     ["<img src=x onerror=alert(1)>", "[a](javascript:alert(1))", "# heading", "$x$", "**b** @fig-x", "1. a", "https://x.y www.x"],
 )
 def test_markdown_of_a_record_is_plain_words(text: str) -> None:
-    from vitfp8.reporting.prose import markdown_tree, plain_text
+    from vitfp8.reporting.pandoc import plain_text, read_markdown
 
-    tree = markdown_tree(f"Outcome: {escape_markdown(text)}")
+    tree = read_markdown(f"Outcome: {escape_markdown(text)}")
     assert plain_text(tree) == f"Outcome: {text}"
     assert {node["t"] for node in tree[0]["c"]} <= {"Str", "Space"} and len(tree) == 1
 

@@ -37,7 +37,7 @@ def hardware(samples: int = 11, start: float = 1.7e9) -> dict[str, list[Any]]:
     return {
         "cpu_percent": [40.0] * samples,
         "memory_percent": [61.0] * samples,
-        "thermal_pressure": ["Nominal"] * (samples - 1) + ["Heavy"],
+        "thermal_pressure": ["nominal"] * (samples - 1) + ["heavy"],
         "timestamps": [start + 10 * i for i in range(samples)],
     }
 
@@ -129,12 +129,9 @@ def tree(top: Path, layout: int = 1) -> Path:
     """A whole tree: four trainings, an FP8 test, a verification script."""
     for name in TRAININGS:
         run(top, name, layout=layout)
-    name = "exp4_fp8_test"
     if layout == 1:
-        results = {"original_fp16": {"accuracy": 0.8329, "loss": 0.61}, "fp8_simulated": {"accuracy": 0.8321, "loss": 0.612}}
-        write(top / "checkpoints" / name / "fp8_test_results.json", results | {"degradation": {"accuracy": 0.0008}})
+        write(top / "checkpoints/exp4_fp8_test/fp8_test_results.json", first_fp8_test())
     else:
-        results = {"original_fp16": 0.8329, "quantized_fp8": 0.8321, "degradation": 0.0008}
-        write(top / name / "metrics" / "fp8_quantization_results.json", results)
+        write(top / "exp4_fp8_test/metrics/fp8_quantization_results.json", second_fp8_test())
     write(top / "verify_fp16.py", "open('EXECUTED', 'w')\n")
     return top

@@ -12,9 +12,11 @@ from vitfp8 import load_quantization, read_record
 from vitfp8.analysis import load_results
 from vitfp8.analysis.quantization import quantization_table
 from vitfp8.legacy import import_results
+from vitfp8.legacy.hardware import hardware_of
 from vitfp8.legacy.names import OLD_NAMES
 from vitfp8.legacy.notebook import origin_table
-from vitfp8.legacy.values import read_hardware
+from vitfp8.legacy.reader import NotTakenError, read_gpu, read_load
+from vitfp8.legacy.source import SourceTree, read_tree
 from vitfp8.record import Hardware, RunRecord
 
 
@@ -25,23 +27,25 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def columns(text: str) -> dict[str, list[str]]:
-    """A CSV text by columns."""
-    header, *rows = [line.split(",") for line in text.splitlines()]
-    return {name: [row[index] for row in rows] for index, name in enumerate(header)}
+def source_of(here: Path, name: str, content: object) -> SourceTree:
+    """A tree with one file."""
+    old.write(here / "source" / name, content)
+    return read_tree(here / "source")
 
 
-def gpu_of(*times: str) -> tuple[Hardware, list[str]]:
-    """What becomes of a GPU file alone, and the remarks."""
-    remarks: list[str] = []
-    return read_hardware(None, ("gpu_stats.csv", columns(old.clock(*times))), remarks), remarks
+def gpu_of(here: Path, *times: str) -> tuple[Hardware, list[str]]:
+    """What becomes of a GPU file alone, and what the note says of it."""
+    tree = source_of(here, "gpu_stats.csv", old.clock(*times))
+    series = read_gpu(tree, tree.files["gpu_stats.csv"])
+    return hardware_of([series]), series.notes
 
 
-def levels_of(numbers: list[Any]) -> tuple[dict[str, Any], list[Any], str]:
-    """Summary, samples and remarks of a hardware file with these thermal levels."""
-    remarks: list[str] = []
-    hardware = read_hardware(("hardware_stats.json", old.levels(numbers)), None, remarks)
-    return hardware.summary, hardware.samples["thermal_pressure"], " ".join(remarks)
+def levels_of(here: Path, numbers: list[Any]) -> tuple[dict[str, Any], list[Any], str]:
+    """Summary and samples of a hardware file with these thermal levels, and what the note says of it."""
+    tree = source_of(here, "hardware_stats.json", old.levels(numbers))
+    series = read_load(tree, tree.files["hardware_stats.json"])
+    hardware = hardware_of([series])
+    return hardware.summary, hardware.samples["thermal_pressure"], " ".join(series.notes)
 
 
 def record_of(name: str = "BaseFP32-imported", study: str = "imported") -> RunRecord:
@@ -57,52 +61,52 @@ def notes_of(record: RunRecord) -> str:
 # ------------------------------------------------------------------------------------------------------------- hardware
 
 
-def test_times_of_day_become_seconds_past_midnight_too() -> None:
-    hardware, remarks = gpu_of("23:59:57", "23:59:58", "23:59:59", "00:00:00", "00:00:01")
+def test_times_of_day_become_seconds_past_midnight_too(here: Path) -> None:
+    hardware, remarks = gpu_of(here, "23:59:57", "23:59:58", "23:59:59", "00:00:00", "00:00:01")
     assert remarks == []
     assert hardware.samples["seconds"] == [0, 1, 2, 3, 4] and hardware.samples["gpu_power_watts"] == [14.0] * 5
     assert hardware.summary["energy_joules"] == pytest.approx((14 + 3) * 4) and hardware.summary["seconds"] == 4
 
 
-def test_a_laptop_that_slept_over_midnight_loses_no_order_and_adds_no_energy_for_the_gap() -> None:
-    hardware, _ = gpu_of("20:00:00", "20:00:01", "20:00:02", "10:00:00", "10:00:01", "10:00:02")
+def test_a_laptop_that_slept_over_midnight_loses_no_order_and_adds_no_energy_for_the_gap(here: Path) -> None:
+    hardware, _ = gpu_of(here, "20:00:00", "20:00:01", "20:00:02", "10:00:00", "10:00:01", "10:00:02")
     assert hardware.samples["seconds"] == [0, 1, 2, 50400, 50401, 50402]
     assert hardware.summary["energy_joules"] == pytest.approx((14 + 3) * 4)
 
 
-def test_two_midnights_are_two_days() -> None:
-    hardware, _ = gpu_of("23:00:00", "05:00:00", "23:00:00", "05:00:00")
+def test_two_midnights_are_two_days(here: Path) -> None:
+    hardware, _ = gpu_of(here, "23:00:00", "05:00:00", "23:00:00", "05:00:00")
     assert hardware.samples["seconds"] == [0, 6 * 3600, 24 * 3600, 30 * 3600]
 
 
-def test_a_clock_that_is_set_back_is_no_midnight_and_is_said() -> None:
-    hardware, remarks = gpu_of("02:59:58", "02:59:59", "02:00:00", "02:00:01")
+def test_a_clock_that_is_set_back_is_not_a_midnight_and_is_said(here: Path) -> None:
+    hardware, remarks = gpu_of(here, "02:59:58", "02:59:59", "02:00:00", "02:00:01")
     assert hardware.samples["seconds"] == [0, 1, 2] and hardware.summary["energy_joules"] == pytest.approx((14 + 3) * 2)
     assert "goes back by 3599 s" in " ".join(remarks)
 
 
 @pytest.mark.parametrize("time", ["24:00:00", "12:60:00", "12:00", "noon", "1:2:3:4"])
-def test_what_is_no_time_of_day_is_left_out_and_said(time: str) -> None:
-    hardware, remarks = gpu_of("10:00:00", time, "10:00:02")
-    assert hardware.samples["seconds"] == [0, 2] and "1 of 3 samples have no time" in " ".join(remarks)
+def test_nothing_is_taken_from_a_file_with_something_else_than_times_of_day(here: Path, time: str) -> None:
+    with pytest.raises(NotTakenError, match="timestamp, line 3: .* is not a time of day"):
+        gpu_of(here, "10:00:00", time, "10:00:02")
 
 
-def test_thermal_levels_stay_numbers_and_any_above_0_is_throttled() -> None:
-    summary, samples, remarks = levels_of([0, 0, 33, 0])
+def test_thermal_levels_stay_numbers_and_any_above_0_is_throttled(here: Path) -> None:
+    summary, samples, remarks = levels_of(here, [0, 0, 33, 0])
     assert samples == [0, 0, 33, 0] and (summary["thermal_pressure_max"], summary["throttled"]) == (33, True)
     assert remarks == ""
 
 
-def test_zeros_alone_are_not_throttled_and_the_record_says_what_else_a_zero_can_mean() -> None:
-    summary, samples, remarks = levels_of([0, 0, 0])
+def test_zeros_alone_are_not_throttled_and_the_record_says_what_else_a_zero_can_mean(here: Path) -> None:
+    summary, samples, remarks = levels_of(here, [0, 0, 0])
     assert samples == [0, 0, 0] and (summary["thermal_pressure_max"], summary["throttled"]) == (0, False)
     assert "also wrote where it could read no level" in remarks
 
 
-@pytest.mark.parametrize(("numbers", "kept"), [([0.5, 3], [None, 3]), ([-1, 3], [None, 3]), ([True, 3], [None, 3])])
-def test_what_is_no_level_is_not_measured(numbers: list[Any], kept: list[Any]) -> None:
-    summary, samples, remarks = levels_of(numbers)
-    assert samples == kept and summary["throttled"] is True and "1 of 2 values cannot be" in remarks
+@pytest.mark.parametrize("number", [0.5, -1, True, "hot"])
+def test_nothing_is_taken_from_a_file_with_something_else_than_levels(here: Path, number: Any) -> None:
+    with pytest.raises(NotTakenError, match="thermal_pressure, value 1"):
+        levels_of(here, [number, 3])
 
 
 # --------------------------------------------------------------------------------------------------------- what is stated

@@ -9,7 +9,8 @@ import types
 import pytest
 
 from vitfp8.monitor import GPUMonitor, SystemMonitor
-from vitfp8.monitor.nvidia import GPU_COLUMNS, visible_devices
+from vitfp8.monitor.nvidia import NVMLProbe, visible_devices
+from vitfp8.monitor.probes import GPU_COLUMNS
 
 
 class FakeNVML(types.ModuleType):
@@ -35,6 +36,7 @@ class FakeNVML(types.ModuleType):
             return "NVML Shared Library Not Found"
 
     NVML_TEMPERATURE_GPU = 0
+    NVML_CLOCK_SM = 1
     nvmlClocksThrottleReasonSwPowerCap = 0x04
     nvmlClocksThrottleReasonHwSlowdown = 0x08
     nvmlClocksThrottleReasonSwThermalSlowdown = 0x20
@@ -105,6 +107,20 @@ class FakeNVML(types.ModuleType):
         self.millijoules += 1500
         return self.answer("energy", self.millijoules)
 
+    def nvmlSystemGetDriverVersion(self):
+        return self.answer("driver", "570.86.10")
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
+        return self.answer("limit", 700_000)
+
+    def nvmlDeviceGetClockInfo(self, handle, clock):
+        assert clock == self.NVML_CLOCK_SM
+        return 1755
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, clock):
+        assert clock == self.NVML_CLOCK_SM
+        return 1980
+
 
 @pytest.fixture
 def nvml(monkeypatch):
@@ -131,6 +147,16 @@ def test_every_column_of_the_device_is_read(nvml):
     }
     assert summary["gpu_name"] == "Fake GPU 0"
     assert summary["unavailable"] == {}
+
+
+def test_a_probe_tells_driver_power_limit_and_clocks_as_far_as_the_driver_does(nvml):
+    probe = NVMLProbe(0)
+    probe.open()
+    told = {"driver": "570.86.10", "power_limit_watts": 700.0, "sm_clock_mhz": 1755, "max_sm_clock_mhz": 1980}
+    assert probe.limits() == told
+    nvml.missing = {"limit"}
+    assert probe.limits() == {name: value for name, value in told.items() if name != "power_limit_watts"}
+    probe.close()
 
 
 def test_energy_is_the_difference_of_the_drivers_counter(nvml):

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from vitfp8.errors import InputError
-from vitfp8.monitor import sampling
-from vitfp8.monitor.sampling import Energy, Monitor, Probe, UnavailableError
+from vitfp8.monitor import probes
+from vitfp8.monitor.probes import Energy, Probe, UnavailableError
+from vitfp8.monitor.sampling import Monitor
 
 
 class Counting(Probe):
@@ -75,7 +76,7 @@ class Probed(Monitor):
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(sampling, "_SAID", set())
+    monkeypatch.setattr(probes, "_SAID", set())
 
 
 def run(*probes, until, **options):

@@ -19,7 +19,7 @@ import vitfp8.monitor
 from vitfp8.errors import InputError
 from vitfp8.monitor import SystemMonitor, monitor_stream
 from vitfp8.monitor.machine import LinuxThermalProbe, RAPLProbe, TemperatureProbe
-from vitfp8.monitor.sampling import UnavailableError
+from vitfp8.monitor.probes import UnavailableError
 
 COLUMNS = [
     "seconds",

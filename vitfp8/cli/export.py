@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-#: Forms that are planned: named, so that asking for one is answered.
+#: Planned forms, so that asking for one gets an answer.
 LATER = ("mlflow", "tensorboard", "ro-crate")
 
 
@@ -17,8 +17,8 @@ LATER = ("mlflow", "tensorboard", "ro-crate")
 def export(target: str, form: str, output: Path | None) -> None:
     """Write a run, or every run of a study, in the form of other tools.
 
-    json: DIR/RUN/metrics/ with final_metrics.json, hardware_stats.json and timing_report.json (and gpu_stats.csv where a GPU was
-    measured), which `vitfp8 import` reads back. An earlier export is replaced, nothing else.
+    json: DIR/RUN/metrics/ with final_metrics.json, hardware_stats.json, timing_report.json and, if a GPU was measured,
+    gpu_stats.csv; `vitfp8 import` reads them back. An earlier export is replaced, nothing else.
     """
     from vitfp8.errors import InputError, suggest
     from vitfp8.legacy.old_layout import EXPORTS, export_runs, import_command, runs_to_export

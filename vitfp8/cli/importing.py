@@ -1,4 +1,4 @@
-"""``vitfp8 import``: results of an earlier project become records beside those that were run here."""
+"""``vitfp8 import``: results of an earlier project become records, beside the runs that were executed here."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     "--as", "renaming", multiple=True, metavar="OLD=NEW",
     help="Which experiment a folder is: my_run=BaseFP32, or my_run=BaseFP32~second beside another one.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Move imports aside that are there already and differ.")
-@click.option("--dry-run", is_flag=True, help="Say what would be imported; write nothing.")
+@click.option("--force", is_flag=True, help="Move earlier imports that differ aside.")
+@click.option("--dry-run", is_flag=True, help="Print what would be imported; write nothing.")
 def import_command(source: str, study: str, renaming: tuple[str, ...], force: bool, dry_run: bool) -> None:
     """Import the results tree of an earlier project.
 
-    SOURCE holds checkpoints/NAME/ or NAME/{checkpoints,metrics}/. It is read and never changed; no file of it is executed.
+    SOURCE holds checkpoints/NAME/ or NAME/{checkpoints,metrics}/. It is only read, and no file in it is executed. A damaged
+    file is named, and nothing is taken from it.
     """
     from vitfp8.legacy import import_results
 
@@ -37,11 +38,11 @@ def import_command(source: str, study: str, renaming: tuple[str, ...], force: bo
 
 
 def _print(result: ImportResult, dry_run: bool) -> None:
-    """A row a run, then what is wrong or left, a line each."""
+    """One row per run, then one line for each file or folder that was not taken over."""
     from rich.table import Table
     from rich.text import Text
 
-    from vitfp8.legacy.source import shown
+    from vitfp8.errors import printable
 
     words = {"keep": "already imported", "import": "would be imported" if dry_run else "imported",
              "replace": "would replace another" if dry_run else "imported; the other is in superseded/"}  # fmt: skip
@@ -52,14 +53,14 @@ def _print(result: ImportResult, dry_run: bool) -> None:
         record = item.run.record
         best = record.metrics.best_val_acc
         table.add_row(
-            Text(shown(item.run.folder.path)), item.output.stem, record.status, "" if best is None else f"{100 * best:.2f} %",
-            str(len(item.run.files)), words[item.action],
+            Text(printable(item.run.folder.path, 160)), item.output.stem, record.status,
+            "" if best is None else f"{100 * best:.2f} %", str(len(item.run.files)), words[item.action],
         )  # fmt: skip
     console().print(table)
-    click.echo("* best accuracy on the test set, which also chose the epoch: no validation accuracy of this project")
+    click.echo("* best accuracy on the test set, which also chose the epoch; not a validation accuracy of this project")
     for item in result.planned:
-        for remark in item.run.remarks:
-            click.echo(f"{item.output.stem}: {remark}")
+        for sentence in item.run.not_taken:
+            click.echo(f"{item.output.stem}: {sentence}")
     for sentence in result.imports.left:
         click.echo(f"left: {sentence}")
     if result.others is not None:

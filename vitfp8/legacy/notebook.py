@@ -1,6 +1,6 @@
-"""The notebook that holds an imported run: it reads like a lab record, and its cells show the same again when they are run.
+"""The notebook of an imported run: it reads like a lab record, and running its cells shows the same tables and curves again.
 
-Texts of the source are shown in tables alone, which escape them for each format.
+Texts of the source stand only in tables, which escape them for each format.
 """
 
 from __future__ import annotations
@@ -9,29 +9,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitfp8.analysis.escaping import one_line
 from vitfp8.analysis.table import ReportTable, number
 from vitfp8.catalog import AUGM_BUNDLE, PRECISIONS, label_of
-from vitfp8.legacy.stated import TIMING
+from vitfp8.errors import printable
+from vitfp8.legacy.reader import TIMING
 from vitfp8.record import RECORD_MIME, RunRecord, read_record
+from vitfp8.record.codec import expand
 
 _MOST_FILES = 300
 
 _RUN_TEXT = """\
 # {label}, imported
 
-**This run was not executed here.** Its record was made from the files of an earlier project by `vitfp8 import`. It stands beside
-runs of this project in figures and tables, is marked *imported* there, and is never averaged or compared with them.
+**This run was not executed here.** `vitfp8 import` made its record from the files of an earlier project. Figures and tables
+show it beside runs of this project, marked *imported*, and never average or compare it with them.
 
-Below: the record as data, where it came from, what is known and what is not, and what its files say. Running the cells shows
-the same again, read from this file; nothing is trained.
+Below: the record as data, where it came from, what is known and what is not, and what its files say. Running the cells reads the
+record from this file and shows it again; nothing is trained.
 """
 
 _CURVES_TEXT = """\
 ## Curves
 
-What the files call validation is the test set, on which the best epoch was chosen too. Training accuracy and loss were taken
-while training, on augmented images.
+What the files call validation is the test set, which also chose the best epoch. Training accuracy and loss were taken while
+training, on augmented images.
 """
 
 _CURVES_CODE = """\
@@ -41,11 +42,7 @@ run_curves([row.model_dump() for row in record.history], validation="test set")"
 
 
 def show_record(path: str | Path) -> RunRecord:
-    """Read the record of an imported run and show it, with the record as data in the output.
-
-    Args:
-        path: its notebook.
-    """
+    """Read the record of an imported run and show it, with the record as data in the output."""
     from IPython.display import display
 
     record = read_record(path)
@@ -58,12 +55,13 @@ def _record_data(record: RunRecord) -> dict[str, Any]:
     return {RECORD_MIME: record.to_payload(), "text/plain": f"vitfp8 record: {record.run_name} · {record.status} · imported"}
 
 
-def origin_table(record: RunRecord) -> ReportTable:
-    """Where a run comes from, and what is known of how it was made.
+def originals(record: RunRecord) -> dict[str, str]:
+    """The small text files of an imported run, as they were: path in its old folder → content."""
+    return dict(expand(record.provenance["imported"]["originals"]))
 
-    Args:
-        record: of an imported run.
-    """
+
+def origin_table(record: RunRecord) -> ReportTable:
+    """Where a run comes from, and what is known of how it was made."""
     about = record.provenance["imported"]
     parameters = record.parameters
     rows = [
@@ -88,26 +86,19 @@ def origin_table(record: RunRecord) -> ReportTable:
     if record.kind == "quantization":
         rows.append(["Quantised", str(record.source.get("path") or record.source.get("experiment"))])
     notes = [f"“Augm” is a bundle: {AUGM_BUNDLE} change together."] if parameters.get("augmentation") == "extended" else []
-    cells = [[one_line(cell, 500) for cell in row] for row in rows]
+    cells = [[printable(cell, 500) for cell in row] for row in rows]
     return ReportTable(stem="origin", columns=["What", "Value"], rows=cells, notes=notes)
 
 
 def notes_table(record: RunRecord) -> ReportTable:
-    """What is known of the run and its files that no number says: caveats, assumptions, damage.
-
-    Args:
-        record: of an imported run.
-    """
-    rows = [[str(index), one_line(note.get("text", ""), 600)] for index, note in enumerate(record.notes, 1)]
+    """The sentences of the run's note: caveats, assumptions, files that were not taken over."""
+    sentences = [line for note in record.notes for line in str(note.get("text", "")).splitlines()]
+    rows = [[str(index), printable(line, 600)] for index, line in enumerate(sentences, 1)]
     return ReportTable(stem="notes", columns=["", "Note"], rows=rows)
 
 
 def result_table(record: RunRecord) -> ReportTable:
-    """The final figures that follow from the files.
-
-    Args:
-        record: of an imported run.
-    """
+    """The final figures that follow from the files."""
     if record.kind == "quantization":
         rows = [["original_fp16", number(record.source.get("test_acc"), 100), number(record.source.get("test_loss"), 1, 4)]]
         rows += [
@@ -126,7 +117,7 @@ def result_table(record: RunRecord) -> ReportTable:
         ["Loss on the test set after the last epoch", number(metrics.final_val_loss, 1, 4)],
         ["Epochs", number(metrics.epochs, 1, 0)],
         ["Total time (s)", number(metrics.train_seconds, 1, 1)],
-        ["Time an epoch (s)", number(metrics.epoch_seconds_mean)],
+        ["Time per epoch (s)", number(metrics.epoch_seconds_mean)],
         ["CPU, mean (%)", number(summary.get("cpu_percent_mean"), 1, 0)],
         ["Memory, mean (%)", number(summary.get("memory_percent_mean"), 1, 0)],
         ["GPU, mean (%)", number(summary.get("gpu_utilization_percent_mean"), 1, 0)],
@@ -138,11 +129,7 @@ def result_table(record: RunRecord) -> ReportTable:
 
 
 def history_table(record: RunRecord) -> ReportTable:
-    """The history, a row an epoch; a dash is not known.
-
-    Args:
-        record: of an imported run.
-    """
+    """The history, one row per epoch; a dash stands for an unknown value."""
     rows = [
         [str(row.epoch), number(row.train_loss, 1, 4), number(row.train_acc, 100), number(row.val_loss, 1, 4),
          number(row.val_acc, 100),
@@ -165,32 +152,23 @@ def history_table(record: RunRecord) -> ReportTable:
 
 
 def files_table(record: RunRecord) -> ReportTable:
-    """The files that the record was made from, with their digests.
-
-    Args:
-        record: of an imported run.
-    """
+    """The files that the record was made from, with their digests."""
     files = record.provenance["imported"]["files"]
     rows = []
     for file in files[:_MOST_FILES]:
         inside = number(file.get("val_acc"), 100)
         epoch = "–" if file.get("epoch") is None else str(file["epoch"])
         copied = "yes" if file["copied"] else "refused"
-        rows.append([one_line(file["path"], 120), f"{file['bytes']:,}", copied, epoch, inside, file["sha256"][:16]])
+        rows.append([printable(file["path"], 120), f"{file['bytes']:,}", copied, epoch, inside, file["sha256"][:16]])
     columns = ["File", "Bytes", "Copied", "Epoch inside", "Accuracy inside (%)", "SHA-256, first 16 digits"]
     notes = [f"{len(files)} files in all; whole digests are in the record."]
     if record.run_folder:
-        notes.append(f"Copies: {one_line(record.run_folder)}/original.")
+        notes.append(f"Copies: {printable(record.run_folder)}/original.")
     return ReportTable(stem="files", columns=columns, rows=rows, notes=notes)
 
 
 def notebook_text(record: RunRecord, file_name: str) -> str:
-    """The notebook of an imported run, as the text of its file; valid, and marked as a run.
-
-    Args:
-        record: what it holds.
-        file_name: how the notebook is called.
-    """
+    """The notebook of an imported run, as the text of its file; valid, and marked as a run."""
     import nbformat
     from nbformat import v4
 
@@ -220,8 +198,8 @@ def notebook_text(record: RunRecord, file_name: str) -> str:
             _code("history", code.format("history_table", "history_table"), _bundle(history_table(record))),
         ]
     cells += [
-        _text("files-text", "## The files it was made from\n\nSmall texts among them are in the record too: "
-              "`vitfp8.legacy.records.originals(record)`."),
+        _text("files-text", "## The files it was made from\n\nThe record also holds the small text files: "
+              "`vitfp8.legacy.notebook.originals(record)`."),
         _code("files", code.format("files_table", "files_table"), _bundle(files_table(record))),
     ]  # fmt: skip
     notebook = v4.new_notebook(

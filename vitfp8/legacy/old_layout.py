@@ -1,7 +1,7 @@
-"""Records in the old layout, for programs that read it: ``final_metrics.json``, ``hardware_stats.json``, ``timing_report.json``.
+"""``vitfp8 export --to json``: records in the old layout (``final_metrics.json`` and the files beside it).
 
-`vitfp8 import` reads what is written here, with the same figures. Every file says under ``vitfp8`` which run it is of, and what
-its columns mean here: ``val_acc`` is of the validation split, not of the test set as in the earlier project.
+`vitfp8 import` reads these files back with the same figures. Every file states under ``vitfp8`` which run it belongs to, and what
+its columns mean: here ``val_acc`` is of the validation split, not of the test set as in the earlier project.
 """
 
 from __future__ import annotations
@@ -19,24 +19,15 @@ from typing import Any
 from vitfp8.errors import InputError
 from vitfp8.files import check_writable, write_whole
 from vitfp8.legacy.names import variant_of
-from vitfp8.legacy.records import FINAL, GPU, INTERRUPTED, LOAD
-from vitfp8.legacy.values import COLUMNS
+from vitfp8.legacy.reader import COLUMNS, FINAL, GPU, GPU_COLUMNS, INTERRUPTED, LOAD, TIMING
 from vitfp8.record import RunRecord, find_run, load_records, read_record
 from vitfp8.run.locate import executed_folder
-
-TIMING = "timing_report.json"
 
 #: Where exports go when no folder is named, seen from the working directory.
 EXPORTS = Path("exports")
 
 #: Column of the samples → its list in the file of processor and memory.
 _LOAD_LISTS = ("cpu_percent", "memory_percent", "thermal_pressure")
-
-#: Column of the samples → its column in the GPU's file, and what it is multiplied by.
-_GPU_COLUMNS = {
-    "gpu_utilization_percent": ("gpu_utilization_percent", 1), "gpu_power_watts": ("gpu_power_mW", 1000),
-    "cpu_power_watts": ("cpu_power_mW", 1000),
-}  # fmt: skip
 
 _MEANING = {
     "run": "val_acc and val_loss are of the validation split, train_acc is taken while training, test_acc is below",
@@ -58,12 +49,7 @@ class Exported:
 
 
 def why_not(path: Path, record: RunRecord) -> str | None:
-    """Why a record has no files in the old layout, one sentence with a way out; None where it has.
-
-    Args:
-        path: the run's lab record.
-        record: what it holds.
-    """
+    """Why a record has no files in the old layout, one sentence with a way out; None where it has."""
     if record.kind != "run":
         return f"{path}: is a quantisation, for which the old layout has no files; vitfp8.load_quantization gives its table"
     if record.status == "running":
@@ -75,10 +61,6 @@ def why_not(path: Path, record: RunRecord) -> str | None:
 
 def export_runs(runs: Sequence[tuple[Path, RunRecord]], output: Path) -> Exported:
     """Write the files of runs into ``<output>/<run>/metrics/``; earlier exports are replaced, nothing else.
-
-    Args:
-        runs: lab records and what they hold.
-        output: the folder; made if need be.
 
     Raises:
         InputError: a file is there that no export wrote, or the folder cannot be written; nothing has been written then.
@@ -131,12 +113,7 @@ def _remove_other(folder: Path, planned: Iterable[Path]) -> None:
 
 
 def files_of(path: Path, record: RunRecord) -> dict[str, str]:
-    """The files of a run in the old layout: name → text.
-
-    Args:
-        path: the run's lab record.
-        record: what it holds.
-    """
+    """The files of a run in the old layout: name → text."""
     about = _about(path, record)
     history = {key: [getattr(row, column) for row in record.history] for key, column in COLUMNS.items()}
     final = FINAL if record.status == "completed" else INTERRUPTED
@@ -155,7 +132,7 @@ def files_of(path: Path, record: RunRecord) -> dict[str, str]:
         "timestamps": samples.get("seconds", [])
     }
     texts = {final: _text(history | about), LOAD: _text(load | about), TIMING: _text(timing | about)}
-    if any(_is_measured(samples, name) for name in _GPU_COLUMNS):
+    if any(_is_measured(samples, name) for name, _ in GPU_COLUMNS.values()):
         texts[GPU] = _gpu_text(samples)
     return texts
 
@@ -196,7 +173,7 @@ def _text(values: dict[str, Any]) -> str:
 
 def _gpu_text(samples: dict[str, list[Any]]) -> str:
     """The GPU's samples as CSV, in milliwatts; empty is what was not measured."""
-    columns = {new: (samples[name], factor) for name, (new, factor) in _GPU_COLUMNS.items() if _is_measured(samples, name)}
+    columns = {old: (samples[name], factor) for old, (name, factor) in GPU_COLUMNS.items() if _is_measured(samples, name)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["timestamp", *columns])
@@ -207,13 +184,7 @@ def _gpu_text(samples: dict[str, list[Any]]) -> str:
 
 
 def import_command(done: Exported, output: Path, runs: Sequence[tuple[Path, RunRecord]]) -> str:
-    """The command that reads an export back.
-
-    Args:
-        done: from `export_runs`.
-        output: the folder.
-        runs: what was exported.
-    """
+    """The command that reads an export back."""
     written = [(path.stem, record) for path, record in runs if output / path.stem in done.runs]
     count = Counter(record.experiment for _, record in written)
     words = []
@@ -225,10 +196,6 @@ def import_command(done: Exported, output: Path, runs: Sequence[tuple[Path, RunR
 
 def runs_to_export(target: str, executed: Path | None = None) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
     """The runs that a study or a run means, with their records.
-
-    Args:
-        target: name or folder of a study, or a run as `vitfp8.record.find_run` takes it.
-        executed: the folder of the studies; None: ``executed/`` at the study's home.
 
     Returns:
         ``(lab record, record)`` pairs, and one line for each notebook of the study that cannot be read.

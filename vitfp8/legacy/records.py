@@ -1,16 +1,16 @@
-"""From a folder of an earlier project to the record of a run, with what is known, what is not, and what was wrong."""
+"""From a folder of an earlier project to the record of a run, with one note that says what is known, what is not, and why."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from vitfp8.catalog import EXPERIMENTS, label_of, row_of
-from vitfp8.errors import InputError
-from vitfp8.legacy.checkpoints import ENDINGS, OldCheckpoint, look_into
+from vitfp8.catalog import label_of, row_of
+from vitfp8.errors import InputError, printable
+from vitfp8.legacy.hardware import Series, hardware_of
 from vitfp8.legacy.names import (
     ASSUMED,
     CAVEATS,
@@ -21,28 +21,35 @@ from vitfp8.legacy.names import (
     OLD_FP16_NOTE,
     OLD_NAMES,
     fitting_experiments,
+    is_quantization,
     known_parameters,
     variant_of,
 )
-from vitfp8.legacy.source import (
-    OldFolder,
-    SourceFile,
-    SourceTree,
-    experiment_folders,
-    read_csv,
-    read_json,
-    shown,
+from vitfp8.legacy.reader import (
+    FINAL,
+    GPU,
+    INTERRUPTED,
+    LOAD,
+    QUANTIZED,
+    TIMING,
+    NotTakenError,
+    RefusedError,
+    Stated,
+    read_checkpoint,
+    read_config,
+    read_gpu,
+    read_history,
+    read_load,
+    read_quantization,
+    read_timing,
 )
-from vitfp8.legacy.stated import TIMING, Stated, read_stated
-from vitfp8.legacy.values import OldHistory, read_hardware, read_history, read_quantization
-from vitfp8.record import Hardware, RunRecord, digest_of, now
-from vitfp8.record.codec import compress, expand
+from vitfp8.legacy.source import OldFolder, SourceFile, SourceTree
+from vitfp8.record import RunRecord, digest_of, now
+from vitfp8.record.codec import compress
 
-FINAL, INTERRUPTED = "final_metrics.json", "interrupted_metrics.json"
-LOAD, GPU = "hardware_stats.json", "gpu_stats.csv"
-QUANTIZED = ("fp8_test_results.json", "fp8_quantization_results.json")
+_CHECKPOINTS = (".pt", ".pth", ".ckpt")
 
-#: A text file up to this size is kept inside the record as well, while all of a run's together are below `_EMBEDDED`.
+#: A text file up to this size is kept inside the record as well, while all of a run's together stay below `_EMBEDDED`.
 _LARGEST_EMBEDDED = 64 * 1024
 _EMBEDDED = 256 * 1024
 
@@ -55,13 +62,13 @@ class ImportedRun:
         folder: where it lies in the source.
         record: what becomes of it.
         files: those that are copied along.
-        remarks: a sentence for each thing that is wrong with the files.
+        not_taken: one sentence for each of its files of which nothing is taken.
     """
 
     folder: OldFolder
     record: RunRecord
     files: list[SourceFile]
-    remarks: list[str]
+    not_taken: list[str]
 
 
 @dataclass
@@ -69,16 +76,19 @@ class Imports:
     """What an earlier project's tree holds.
 
     Attributes:
-        tree: the tree.
         runs: those that can be imported.
         others: files that belong to none of them; they are copied beside.
-        left: a sentence for each entry that is not taken, with a way out.
+        left: one sentence for each entry that is not imported, with a way out.
     """
 
     tree: SourceTree
     runs: list[ImportedRun] = field(default_factory=list)
     others: list[SourceFile] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+
+
+class _LeftError(Exception):
+    """A folder is not imported; ``str(error)`` says why, without its path."""
 
 
 def find_runs(tree: SourceTree, renaming: Mapping[str, tuple[str, str]]) -> Imports:
@@ -89,29 +99,30 @@ def find_runs(tree: SourceTree, renaming: Mapping[str, tuple[str, str]]) -> Impo
         renaming: what the user says of folders: name or path → experiment and variant.
 
     Raises:
-        InputError: a folder of `renaming` is not there, or two folders would become one run.
+        InputError: a folder of ``renaming`` is not there, or two folders would become one run.
     """
     imports = Imports(tree, left=list(tree.left))
-    folders = experiment_folders(tree)
     for old in renaming:
-        if not any(old in (folder.name, folder.path) for folder in folders):
-            there = ", ".join(shown(folder.path) for folder in folders) or "none"
-            raise InputError(f"--as: {old!r}: there is no such experiment's folder in {tree.given!r}; there are: {there}")
+        if not any(old in (folder.name, folder.path) for folder in tree.experiments):
+            there = ", ".join(printable(folder.path, 160) for folder in tree.experiments) or "none"
+            raise InputError(f"--as: {old!r}: {tree.given!r} holds no such experiment's folder; there are: {there}")
     order = list(OLD_NAMES)
-    folders.sort(key=lambda folder: (order.index(folder.name) if folder.name in order else len(order), folder.path))
-    taken: set[tuple[str, str]] = set(renaming.values())
+    taken = set(renaming.values())
     refused: set[str] = set()
-    for folder in folders:
+    for folder in sorted(tree.experiments, key=lambda f: (order.index(f.name) if f.name in order else len(order), f.path)):
         said = renaming.get(folder.path) or renaming.get(folder.name)
-        if said is None and folder.name not in OLD_NAMES:
-            stated = read_stated(tree, next(iter(tree.candidates(folder, TIMING)), None), tree.of(folder), [])
-            imports.left.append(f"{shown(folder.path)}: is not an experiment that is known; {_say_which(folder, stated)}")
+        old_run = _OldRun(tree, folder)
+        try:
+            if said is None and folder.name not in OLD_NAMES:
+                old_run.read_stated()
+                raise _LeftError(f"is not a known experiment; {old_run.say_which()}")
+            experiment, variant = said or (OLD_NAMES[folder.name], "")
+            run = old_run.read(experiment, assumed=said is None)
+        except _LeftError as error:
+            imports.left.append(f"{printable(folder.path, 160)}: {error}")
             continue
-        experiment, variant = said or (OLD_NAMES[folder.name], "")
-        run = _read_run(tree, folder, experiment, refused, assumed=said is None)
-        if isinstance(run, str):
-            imports.left.append(run)
-            continue
+        finally:
+            refused |= old_run.refused
         if said is None:
             variant = _free_variant(experiment, folder, taken)
         elif any((other.record.experiment, other.record.variant) == said for other in imports.runs):
@@ -123,100 +134,15 @@ def find_runs(tree: SourceTree, renaming: Mapping[str, tuple[str, str]]) -> Impo
         run.record.provenance["imported"]["fingerprint"] = _fingerprint(run.record)
         imports.runs.append(run)
     copied = {file.path for run in imports.runs for file in run.files}
-    imports.others = [file for file in tree.files if file.path not in copied | refused]
+    imports.others = [file for path, file in tree.files.items() if path not in copied | refused]
     return imports
 
 
-def _say_which(folder: OldFolder, stated: Stated) -> str:
-    """The way out for a folder whose experiment is not known: the experiments that its files allow."""
-    fitting = fitting_experiments(stated.precision, stated.augmentation)
-    told = f"{stated.where[0]} states {stated.words()}; " if stated.where else ""
-    if not fitting:
-        return f"{told}no experiment of the earlier project had that, and it stays in the source"
-    names = fitting[0] if len(fitting) == 1 else f"NAME, where NAME is one of {', '.join(fitting)}"
-    return f"{told}say which one it is: --as {shown(folder.name)}={names}"
-
-
 def _free_variant(experiment: str, folder: OldFolder, taken: set[tuple[str, str]]) -> str:
-    """No variant for the first folder of an experiment; for others their names."""
+    """No variant for the first folder of an experiment, their names for others."""
     name = variant_of(folder.name)
     names = ["", name, *(f"{name}.{count}" for count in range(2, 1000))]
     return next(variant for variant in names if (experiment, variant) not in taken)
-
-
-def _read_run(tree: SourceTree, folder: OldFolder, experiment: str, refused: set[str], *, assumed: bool) -> ImportedRun | str:
-    """One folder as a run, or a sentence on why it is none; the paths of refused files go to `refused`."""
-    remarks: list[str] = []
-    read: dict[str, SourceFile] = {}
-    for name in (FINAL, INTERRUPTED, LOAD, GPU, TIMING, *QUANTIZED):
-        found = tree.candidates(folder, name)
-        if found:
-            read[name] = found[0]
-        remarks += [f"{shown(other.path)}: is not read, {shown(found[0].path)} is; it is copied" for other in found[1:]]
-    files = tree.of(folder)
-    checkpoints = [look_into(tree, file) for file in files if file.path.lower().endswith(ENDINGS)]
-    for checkpoint in checkpoints:
-        if checkpoint.refused:
-            refused.add(checkpoint.file.path)
-            remarks.append(f"{shown(checkpoint.file.path)}: is refused, {checkpoint.refused}; it stays in the source")
-        elif checkpoint.problem:
-            remarks.append(f"{shown(checkpoint.file.path)}: {checkpoint.problem}; it is copied as it is")
-    stated = read_stated(tree, read.get(TIMING), files, remarks)
-    if EXPERIMENTS.get(experiment) and EXPERIMENTS[experiment].parameters == "QuantizeParams":
-        record = _quantization(tree, folder, read, remarks)
-    else:
-        record = _training(tree, folder, experiment, read, checkpoints, stated, remarks, assumed=assumed)
-    if isinstance(record, str):
-        return record
-    kept = [file for file in files if file.path not in refused]
-    about = _about(tree, folder, files, kept, checkpoints, refused)
-    if stated.report:
-        about["timing_report"] = stated.report
-    record.provenance = {"imported": about}
-    record.experiment = experiment
-    record.notes += [{"time": about["time"], "text": text} for text in remarks]
-    return ImportedRun(folder, record, kept, remarks)
-
-
-def _about(
-    tree: SourceTree, folder: OldFolder, files: Sequence[SourceFile], kept: Sequence[SourceFile],
-    checkpoints: Sequence[OldCheckpoint], refused: set[str],
-) -> dict[str, Any]:  # fmt: skip
-    """Where a run comes from: the old name, its files with digests, and the small texts among them."""
-    start = len(folder.path) + 1
-    texts: dict[str, str] = {}
-    for file in sorted(kept, key=lambda file: file.bytes):
-        if file.bytes > _LARGEST_EMBEDDED or sum(map(len, texts.values())) + file.bytes > _EMBEDDED:
-            break
-        try:
-            with tree.open(file.path) as stream:
-                texts[portable(file.path[start:])] = stream.read(_LARGEST_EMBEDDED).decode("utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-    inside = {one.file.path: {"epoch": one.epoch, "val_acc": one.val_acc} for one in checkpoints if one.val_acc is not None}
-    return {
-        "time": now(),
-        "name": portable(folder.name),
-        "source": portable(f"{tree.given}/{folder.path}"),
-        "layout": folder.layout,
-        "files": [
-            {
-                "path": portable(file.path[start:]), "bytes": file.bytes, "sha256": file.sha256,
-                "copied": file.path not in refused, **inside.get(file.path, {}),
-            }
-            for file in files
-        ],
-        "originals": compress(texts),
-    }  # fmt: skip
-
-
-def portable(path: str) -> str:
-    """A path as a text that every file can hold: bytes that are no UTF-8 are written out.
-
-    Args:
-        path: as the system gives it.
-    """
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _fingerprint(record: RunRecord) -> str:
@@ -227,194 +153,247 @@ def _fingerprint(record: RunRecord) -> str:
     return digest_of([values, {key: about[key] for key in ("name", "layout", "files")}])
 
 
-def originals(record: RunRecord) -> dict[str, str]:
-    """The small text files of an imported run, as they were: path in its old folder → content.
+class _OldRun:
+    """One experiment's folder while it is read.
 
-    Args:
-        record: of an imported run.
+    Attributes:
+        refused: paths of files that are not copied, since loading them would execute code.
+        not_taken: one sentence for each file of which nothing is taken.
     """
-    return dict(expand(record.provenance["imported"]["originals"]))
 
+    def __init__(self, tree: SourceTree, folder: OldFolder) -> None:
+        self.tree, self.folder, self.files = tree, folder, tree.of(folder)
+        self.stated = Stated()
+        self.checkpoints: dict[str, Mapping[str, float]] = {}
+        self.refused: set[str] = set()
+        self.not_taken: list[str] = []
 
-def _training(
-    tree: SourceTree, folder: OldFolder, experiment: str, read: Mapping[str, SourceFile],
-    checkpoints: Sequence[OldCheckpoint], stated: Stated, remarks: list[str], *, assumed: bool,
-) -> RunRecord | str:  # fmt: skip
-    """The record of a training, or a sentence on why there is none."""
-    row = row_of(experiment)
-    assert row is not None
-    if stated.precision not in (None, row.precision) or stated.augmentation not in (None, row.augmentation):
-        return f"{shown(folder.path)}: is not {label_of(experiment)}: {_say_which(folder, stated)}"
-    history, status, reason = _history(tree, read, remarks)
-    seen = [one for one in checkpoints if one.val_acc is not None]
-    if not history.rows and not seen:
-        return f"{shown(folder.path)}: holds neither metrics nor checkpoints that can be read; nothing to import"
-    if not history.rows:
-        status, reason = "interrupted", "no metrics file can be read; checkpoints alone are known"
-    rates = [row.learning_rate for row in history.rows if row.learning_rate is not None]
-    if assumed and folder.name in ASSUMED and len(rates) > 5 and rates[0] >= max(rates):
-        return (
-            f"{shown(folder.path)}: its learning rates show no warm-up, so that it is not {label_of(experiment)}; if it is "
-            f"{label_of('BaseFP16')}, say so: --as {folder.name}=BaseFP16"
+    def read(self, experiment: str, *, assumed: bool) -> ImportedRun:
+        """The folder as a run of an experiment; ``assumed``: the user did not name it. Raises `_LeftError`."""
+        if is_quantization(experiment):
+            record, notes = self._quantization()
+        else:
+            self.read_stated()
+            record, notes = self._training(experiment, assumed=assumed)
+        time = now()
+        record.notes = [{"time": time, "text": "\n".join(notes + self.not_taken)}]
+        record.provenance = {"imported": self._about(time)}
+        kept = [file for file in self.files if file.path not in self.refused]
+        return ImportedRun(self.folder, record, kept, self.not_taken)
+
+    def read_stated(self) -> None:
+        """Take what the timing report and a configuration in the folder state."""
+        if (file := self._file(TIMING)) is not None:
+            with self._naming(file):
+                read_timing(self.tree, file, self.stated)
+        for file in self.files:
+            if file.path.lower().endswith((".yaml", ".yml")):
+                with suppress(NotTakenError):  # some other YAML file
+                    read_config(self.tree, file, self.stated)
+                    break
+
+    def say_which(self) -> str:
+        """The way out for a folder whose experiment is not known: the experiments that its files allow."""
+        fitting = fitting_experiments(self.stated.precision, self.stated.augmentation)
+        told = f"{self.stated.where[0]} states {self.stated.words()}; " if self.stated.where else ""
+        if not fitting:
+            return f"{told}no experiment of the earlier project had that, and it stays in the source"
+        names = fitting[0] if len(fitting) == 1 else f"NAME, where NAME is one of {', '.join(fitting)}"
+        return f"{told}say which one it is: --as {printable(self.folder.name, 160)}={names}"
+
+    def _file(self, name: str) -> SourceFile | None:
+        """A metrics file by its name; None where it is not there."""
+        return self.tree.files.get(self.folder.metrics + name)
+
+    @contextmanager
+    def _naming(self, file: SourceFile) -> Iterator[None]:
+        """Name a file of which nothing is taken, and go on."""
+        try:
+            yield
+        except NotTakenError as error:
+            self.not_taken.append(f"Not taken over: {printable(file.path, 160)}: {error}.")
+
+    def _training(self, experiment: str, *, assumed: bool) -> tuple[RunRecord, list[str]]:
+        """The record of a training, and what its note says."""
+        name, stated, row = self.folder.name, self.stated, row_of(experiment)
+        assert row is not None
+        if stated.precision not in (None, row.precision) or stated.augmentation not in (None, row.augmentation):
+            raise _LeftError(f"is not {label_of(experiment)}: {self.say_which()}")
+        metrics = self._file(FINAL) or self._file(INTERRUPTED)
+        if metrics is None:
+            raise _LeftError(f"holds neither {FINAL} nor {INTERRUPTED}")
+        try:
+            history = read_history(self.tree, metrics)
+        except NotTakenError as error:
+            raise _LeftError(f"{printable(metrics.path[len(self.folder.path) + 1 :])} is not taken over: {error}") from None
+        rates = [epoch.learning_rate for epoch in history.rows if epoch.learning_rate is not None]
+        if assumed and name in ASSUMED and len(rates) > 5 and rates[0] >= max(rates):
+            raise _LeftError(
+                f"its learning rates show no warm-up, so it is not {label_of(experiment)}; if it is {label_of('BaseFP16')}, "
+                f"say so: --as {name}=BaseFP16"
+            )
+        self._read_checkpoints()
+        notes = [ASSUMED[name]] if assumed and name in ASSUMED and stated.augmentation is None else []
+        notes += [OLD_FP16_NOTE] if experiment == OLD_FP16 else []
+        notes += CAVEATS
+        status: Any
+        reason: str | None
+        if history.diverged:
+            status, reason = "diverged", "the last training loss is not finite"
+        elif metrics.path.endswith(INTERRUPTED):
+            status, reason = "interrupted", "interrupted in the earlier project"
+        else:
+            status, reason = self._how_it_ended(len(history.rows), notes)
+        done = len(history.rows)
+        planned = stated.epochs or (done if status == "completed" else None)
+        parameters = known_parameters(experiment, folder=name, epochs=planned)
+        notes += [EVALUATED_IN_FP32] if parameters["precision"] == "fp16" else []
+        notes.append(self._where_known(parameters))
+        series = self._series()
+        notes += [note for one in series for note in one.notes]
+        of_project = name in OLD_NAMES
+        record = RunRecord(
+            experiment=experiment, origin="imported", status=status, reason=reason, parameters=parameters,
+            model={"name": parameters["model"]} if of_project else {},
+            data={"name": parameters["dataset"]} if of_project else {},
+            progress={"epoch": done} | ({"epochs": planned} if planned else {}),
+            metrics=history.metrics, hardware=hardware_of(series), history=history.rows,
+        )  # fmt: skip
+        return record, notes
+
+    def _how_it_ended(self, epochs: int, notes: list[str]) -> tuple[str, str | None]:
+        """Status and reason of a run with final metrics.
+
+        The earlier trainer wrote that file however training ended; after Ctrl-C the interrupted one as well, and the timing
+        report unless training raised an error.
+        """
+        stopped = None  # epochs in the interrupted metrics: fewer than in the final ones if they are of an earlier try
+        if (file := self._file(INTERRUPTED)) is not None:
+            with self._naming(file):
+                stopped = len(read_history(self.tree, file).rows)
+        planned = self.stated.epochs
+        if planned is not None:
+            of_plan = f"after {epochs} of {planned} planned epochs"
+            if epochs >= planned:
+                return "completed", None
+            if stopped == epochs or self.stated.report:
+                return "interrupted", f"interrupted in the earlier project {of_plan}"
+            return (
+                "failed",
+                f"ended in the earlier project {of_plan}, without the files of a training that returned or was interrupted",
+            )
+        unknown = "how many epochs were planned, no file states"
+        if stopped is not None and stopped >= epochs:
+            return "interrupted", f"interrupted in the earlier project after {epochs} epochs; {unknown}"
+        last = max((int(values.get("epoch", 0)) for values in self.checkpoints.values()), default=0)
+        if last > epochs:
+            return "interrupted", f"a checkpoint is of epoch {last}, and the history ends with epoch {epochs}; {unknown}"
+        notes.append(
+            f"{FINAL}: {unknown}; the run counts as completed with the {epochs} epochs that are there, although the earlier "
+            "trainer wrote this file after an error too."
         )
-    if status == "completed":
-        status, reason = _how_it_ended(tree, len(history.rows), stated, read, checkpoints, remarks)
-    _compare_checkpoints(history, seen, remarks)
-    best = history.metrics.best_val_acc
-    if stated.best_val_acc is not None and best is not None and abs(stated.best_val_acc - best) > 1e-6:
-        remarks.append(
-            f"{stated.where[0] if stated.where else TIMING}: has the best accuracy {stated.best_val_acc:.4f}, the history "
-            f"{best:.4f}; the history counts"
+        return "completed", None
+
+    def _where_known(self, parameters: Mapping[str, Any]) -> str:
+        """Which parameters a file states, which the name stands for, and which are known of the earlier project."""
+        stated = self.stated
+        told = {"precision": stated.precision, "augmentation": stated.augmentation}
+        by_name = [name for name, value in told.items() if value is None]
+        sentences = []
+        if stated.where:
+            verb = "states" if len(stated.where) == 1 else "state"
+            sentences.append(f"{' and '.join(stated.where)} {verb} {stated.words()}.")
+        what = f"{', '.join(by_name)} and bundle are" if by_name else "The rest of the bundle is"
+        sentences.append(f"{what[0].upper()}{what[1:]} what the name stands for, read from no file of the folder.")
+        words = {"dataset": "data set", "model": "model", "batch_size": "batch size", "learning_rate": "learning rate"}
+        if known := [word for key, word in words.items() if key in parameters]:
+            sentences.append(f"{', '.join(known[:-1])} and {known[-1]} are known of the earlier project.".capitalize())
+        return " ".join(sentences)
+
+    def _series(self) -> list[Series]:
+        """What the earlier monitors saw."""
+        found: list[Series] = []
+        for name, read in ((LOAD, read_load), (GPU, read_gpu)):
+            if (file := self._file(name)) is not None:
+                with self._naming(file):
+                    found.append(read(self.tree, file))
+        return found
+
+    def _read_checkpoints(self) -> None:
+        """Look into the checkpoints; those that would execute code are refused."""
+        for file in self.files:
+            if file.path.lower().endswith(_CHECKPOINTS):
+                with self._naming(file):
+                    try:
+                        self.checkpoints[file.path] = read_checkpoint(self.tree, file)
+                    except RefusedError as error:
+                        self.refused.add(file.path)
+                        self.not_taken.append(
+                            f"Not taken over: {printable(file.path, 160)}: is refused and stays in the source: loading it would "
+                            f"execute {error}."
+                        )
+
+    def _quantization(self) -> tuple[RunRecord, list[str]]:
+        """The record of an FP8 test, and what its note says."""
+        self._read_checkpoints()
+        file = next((file for name in QUANTIZED if (file := self._file(name)) is not None), None)
+        if file is None:
+            raise _LeftError(f"holds no result of an FP8 test ({' or '.join(QUANTIZED)})")
+        name = PurePosixPath(file.path).name
+        try:
+            found = read_quantization(self.tree, file)
+        except NotTakenError as error:
+            raise _LeftError(f"{name} is not taken over: {error}") from None
+        named = [OLD_NAMES[part] for part in (found.path or "").split("/") if part in OLD_NAMES]
+        source: dict[str, Any] = {"run": None, "experiment": named[-1] if named else "original_fp16"}
+        source |= ({"path": found.path} if found.path else {}) | found.source
+        quantized = (
+            f"Quantised: {found.path}, as {name} states."
+            if found.path
+            else f"Which run was quantised, {name} does not say; it calls it original_fp16."
         )
-    done = history.metrics.epochs
-    hardware = _hardware(tree, read, remarks)
-    notes = [ASSUMED[folder.name]] if assumed and folder.name in ASSUMED and stated.augmentation is None else []
-    notes += [OLD_FP16_NOTE] if experiment == OLD_FP16 else []
-    of_project = folder.name in OLD_NAMES
-    planned = stated.epochs or (done if status == "completed" else None)
-    notes += CAVEATS
-    parameters = known_parameters(experiment, folder=folder.name, epochs=planned)
-    if parameters["precision"] == "fp16":
-        notes.append(EVALUATED_IN_FP32)
-    notes.append(_where_known(stated, parameters))
-    return RunRecord(
-        experiment=experiment, origin="imported", status=status, reason=reason, parameters=parameters,
-        model={"name": parameters["model"]} if of_project else {}, data={"name": parameters["dataset"]} if of_project else {},
-        progress={"epoch": done or 0} | ({"epochs": planned} if planned else {}),
-        metrics=history.metrics, hardware=hardware, history=history.rows, notes=[{"time": now(), "text": text} for text in notes],
-    )  # fmt: skip
+        known = self.folder.name in OLD_NAMES
+        record = RunRecord(
+            kind="quantization", experiment="FP8Test", origin="imported", status="completed",
+            parameters={"experiment": "FP8Test"}, progress={"epoch": 1, "epochs": 1, "unit": "measurement"},
+            model={"name": "vit_tiny_patch16_224"} if known else {}, data={"name": "cifar10"} if known else {},
+            source=source, quantization=[found.row],
+        )  # fmt: skip
+        return record, [NO_FP8[found.row.format], CAVEATS[0], FP8_TEST_MEANS, CAVEATS[2], EVALUATED_IN_FP32, quantized]
+
+    def _about(self, time: str) -> dict[str, Any]:
+        """Where a run comes from: its old name, its files with digests, and the small texts among them."""
+        start = len(self.folder.path) + 1
+        texts: dict[str, str] = {}
+        for file in sorted(self.files, key=lambda file: file.bytes):
+            if file.bytes > _LARGEST_EMBEDDED or sum(map(len, texts.values())) + file.bytes > _EMBEDDED:
+                break
+            try:
+                with self.tree.open(file.path) as stream:
+                    texts[_utf8(file.path[start:])] = stream.read(_LARGEST_EMBEDDED).decode("utf-8")
+            except (OSError, UnicodeDecodeError):
+                continue
+        about: dict[str, Any] = {
+            "time": time,
+            "name": _utf8(self.folder.name),
+            "source": _utf8(f"{self.tree.given}/{self.folder.path}"),
+            "layout": self.folder.layout,
+            "files": [
+                {"path": _utf8(file.path[start:]), "bytes": file.bytes, "sha256": file.sha256}
+                | {"copied": file.path not in self.refused}
+                | self._inside(file)
+                for file in self.files
+            ],
+            "originals": compress(texts),
+        }
+        return about | ({"timing_report": self.stated.report} if self.stated.report else {})
+
+    def _inside(self, file: SourceFile) -> dict[str, float | None]:
+        """Epoch and accuracy inside a checkpoint; empty without an accuracy."""
+        values = self.checkpoints.get(file.path, {})
+        return {"epoch": values.get("epoch"), "val_acc": values["val_acc"]} if "val_acc" in values else {}
 
 
-def _where_known(stated: Stated, parameters: Mapping[str, Any]) -> str:
-    """Which parameters a file states, which the name stands for, and which are known of the earlier project."""
-    told = {"precision": stated.precision, "augmentation": stated.augmentation}
-    by_name = [name for name, value in told.items() if value is None] + ["bundle"]
-    words = (
-        [f"{' and '.join(stated.where)} {'states' if len(stated.where) == 1 else 'state'} {stated.words()}."]
-        if stated.where
-        else []
-    )
-    last = f"{', '.join(by_name[:-1])} and {by_name[-1]} are" if len(by_name) > 1 else "the rest of the bundle is"
-    words.append(f"{last[0].upper()}{last[1:]} what the name stands for, read from no file of the folder.")
-    known = [name for name, key in (("data set", "dataset"), ("model", "model"), ("batch size", "batch_size"),
-                                    ("learning rate", "learning_rate")) if key in parameters]  # fmt: skip
-    if known:
-        words.append(f"{', '.join(known[:-1])} and {known[-1]} are known of the earlier project.".capitalize())
-    return " ".join(words)
-
-
-def _how_it_ended(
-    tree: SourceTree, epochs: int, stated: Stated, read: Mapping[str, SourceFile], checkpoints: Sequence[OldCheckpoint],
-    remarks: list[str],
-) -> tuple[Any, str | None]:  # fmt: skip
-    """Status and reason of a run with a whole final metrics file.
-
-    The earlier trainer wrote that file however training ended; after Ctrl-C the interrupted one as well, and the timing report
-    unless training raised an error.
-    """
-    stopped = None  # epochs in the interrupted metrics file; of an earlier try in the same folder where the history is longer
-    if INTERRUPTED in read:
-        other = read_history(read_json(tree, read[INTERRUPTED], [])[0], INTERRUPTED, [])
-        stopped = len(other.rows) or epochs
-    if stated.epochs is not None:
-        of_plan = f"after {epochs} of {stated.epochs} planned epochs"
-        if epochs >= stated.epochs:
-            if stopped is not None:
-                remarks.append(f"{shown(read[INTERRUPTED].path)}: is there, but all {stated.epochs} planned epochs are as well")
-            return "completed", None
-        if stopped == epochs or stated.report:
-            return "interrupted", f"interrupted in the earlier project {of_plan}"
-        return (
-            "failed",
-            f"ended in the earlier project {of_plan}, without the files of a training that returned or was interrupted",
-        )
-    unknown = "how many epochs were planned, no file states"
-    if stopped is not None and stopped >= epochs:
-        return "interrupted", f"interrupted in the earlier project after {epochs} epochs; {unknown}"
-    last = max((one.epoch for one in checkpoints if one.epoch is not None), default=0)
-    if last > epochs:
-        return "interrupted", f"a checkpoint is of epoch {last}, and the history ends with epoch {epochs}; {unknown}"
-    remarks.append(
-        f"{shown(read[FINAL].path)}: {unknown}; it counts as completed with the {epochs} epochs that are there, although the "
-        "earlier trainer wrote this file after an error too"
-    )
-    return "completed", None
-
-
-def _hardware(tree: SourceTree, read: Mapping[str, SourceFile], remarks: list[str]) -> Hardware:
-    """What the earlier monitors saw."""
-    load = read_json(tree, read[LOAD], remarks)[0] if LOAD in read else {}
-    gpu = read_csv(tree, read[GPU], remarks) if GPU in read else {}
-    return read_hardware((shown(read[LOAD].path), load) if load else None, (shown(read[GPU].path), gpu) if gpu else None, remarks)
-
-
-def _history(tree: SourceTree, read: Mapping[str, SourceFile], remarks: list[str]) -> tuple[OldHistory, Any, str | None]:
-    """The history of the first metrics file that has one, the status that follows, and its reason."""
-    found = OldHistory()
-    for name, status in ((FINAL, "completed"), (INTERRUPTED, "interrupted")):
-        if name not in read:
-            continue
-        path = shown(read[name].path)
-        values, whole = read_json(tree, read[name], remarks)
-        if not values:
-            continue
-        found = read_history(values, path, remarks)
-        if not found.rows:
-            continue
-        if found.diverged:
-            return found, "diverged", "the last training loss is not finite"
-        if not whole:
-            return found, "interrupted", f"{path} is no whole file: how the run ended is not known"
-        return found, status, None if status == "completed" else "interrupted in the earlier project"
-    if FINAL not in read and INTERRUPTED not in read:
-        remarks.append(f"there is neither {FINAL} nor {INTERRUPTED}")
-    return found, "interrupted", None
-
-
-def _compare_checkpoints(history: OldHistory, seen: Sequence[OldCheckpoint], remarks: list[str]) -> None:
-    """Say where the best checkpoint and the history disagree on the best accuracy."""
-    best = next((one for one in seen if PurePosixPath(one.file.path).name == "best_model.pt"), None)
-    known = history.metrics.best_val_acc
-    if best is not None and best.val_acc is not None and known is not None and abs(best.val_acc - known) > 1e-6:
-        remarks.append(
-            f"{shown(best.file.path)}: has the accuracy {best.val_acc:.4f}, the best of the history is {known:.4f}; "
-            "the history counts"
-        )
-    numbered = [one for one in seen if re.fullmatch(r"checkpoint_epoch_\d+\.pt", PurePosixPath(one.file.path).name)]
-    if not history.rows and numbered:
-        remarks.append(f"{len(numbered)} checkpoints of single epochs have accuracies; they are in the table of files")
-
-
-def _quantization(tree: SourceTree, folder: OldFolder, read: Mapping[str, SourceFile], remarks: list[str]) -> RunRecord | str:
-    """The record of an FP8 test, or a sentence on why there is none."""
-    for name in QUANTIZED:
-        if name not in read:
-            continue
-        values = read_json(tree, read[name], remarks)[0]
-        source, rows = read_quantization(values, shown(read[name].path), remarks)
-        if rows:
-            break
-    else:
-        return f"{shown(folder.path)}: holds no result of an FP8 test that can be read; nothing to import"
-    path = values.get("source_model")
-    path = shown(path) if isinstance(path, str) and path.strip() else None
-    experiment = next((OLD_NAMES[part] for part in reversed((path or "").split("/")) if part in OLD_NAMES), "original_fp16")
-    notes = [
-        NO_FP8[rows[0].format],
-        CAVEATS[0],
-        FP8_TEST_MEANS,
-        CAVEATS[2],
-        EVALUATED_IN_FP32,
-        f"Quantised: {path}, as {shown(read[name].path)} states."
-        if path
-        else f"Which run was quantised, {shown(read[name].path)} does not say; it calls it original_fp16.",
-    ]
-    known = folder.name in OLD_NAMES
-    return RunRecord(
-        kind="quantization", experiment="FP8Test", origin="imported", status="completed",
-        parameters={"experiment": "FP8Test"}, progress={"epoch": 1, "epochs": 1, "unit": "measurement"},
-        model={"name": "vit_tiny_patch16_224"} if known else {},
-        data={"name": "cifar10"} if known else {},
-        source={"run": None, "experiment": experiment, **({"path": path} if path else {}), **source}, quantization=rows,
-        notes=[{"time": now(), "text": text} for text in notes],
-    )  # fmt: skip
+def _utf8(path: str) -> str:
+    """A path as a text that every file can hold: bytes that are not UTF-8 are written out."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""How hot the machine is just now: a single look, for whoever decides whether to wait."""
+"""How hot the machine is now: a single reading, from which a batch decides whether to wait."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import platform
 from dataclasses import dataclass
 
 from vitfp8.monitor.apple import MacThermalProbe
+from vitfp8.monitor.gpu import GPUProbe
 from vitfp8.monitor.machine import TemperatureProbe
-from vitfp8.monitor.nvidia import GPUProbe
-from vitfp8.monitor.sampling import Probe, ProbeSet, Value
+from vitfp8.monitor.probes import THROTTLED_LEVELS, Probe, ProbeSet, Value
 
-#: Above what it was when idle, a temperature counts as cool by this many °C.
+#: A temperature counts as cool up to this many °C above its idle value.
 NEAR_IDLE_CELSIUS = 5.0
 
-#: A temperature up to this many °C counts as cool whatever it was before.
+#: Up to this many °C a temperature counts as cool, whatever its idle value.
 COOL_CELSIUS = 45.0
 
 #: From this many °C on a processor or GPU is about to be slowed down.
@@ -22,12 +22,12 @@ HOT_CELSIUS = 85.0
 
 @dataclass(frozen=True)
 class Heat:
-    """One look at the sensors; None is what the machine does not tell.
+    """One reading of the sensors; None where the machine does not tell.
 
     Attributes:
         temperature_celsius: of the processor's hottest sensor.
         gpu_temperature_celsius: of the GPU's die.
-        thermal_pressure: one of `vitfp8.monitor.sampling.THERMAL_LEVELS`, on a Mac.
+        thermal_pressure: one of `vitfp8.monitor.probes.THERMAL_LEVELS`, on a Mac.
     """
 
     temperature_celsius: float | None = None
@@ -35,17 +35,13 @@ class Heat:
     thermal_pressure: str | None = None
 
     def _pairs(self, other: Heat) -> list[tuple[float, float | None]]:
-        """Each known temperature, with the other look's."""
+        """Each known temperature, with the other reading's."""
         here = (self.temperature_celsius, self.gpu_temperature_celsius)
         there = (other.temperature_celsius, other.gpu_temperature_celsius)
         return [(now, before) for now, before in zip(here, there, strict=True) if now is not None]
 
     def is_cool(self, idle: Heat) -> bool:
-        """Whether the machine reports that it is cool; False where it reports nothing.
-
-        Args:
-            idle: a look from before the work began.
-        """
+        """Whether the machine reports that it is cool; False where it reports nothing. ``idle``: from before the work."""
         if self.thermal_pressure not in (None, "nominal"):
             return False
         pairs = self._pairs(idle)
@@ -56,9 +52,7 @@ class Heat:
 
     def is_hot(self) -> bool:
         """Whether it is, or is about to be, slowed down for heat."""
-        return self.thermal_pressure in ("heavy", "trapping", "sleeping") or any(
-            now >= HOT_CELSIUS for now, _ in self._pairs(self)
-        )
+        return self.thermal_pressure in THROTTLED_LEVELS or any(now >= HOT_CELSIUS for now, _ in self._pairs(self))
 
     def words(self) -> str:
         """What is known, for a reader; empty where nothing is."""
@@ -73,9 +67,9 @@ class Heat:
 
 
 def read_heat() -> Heat:
-    """Look at the sensors once; what cannot be read is None, and nothing is raised.
+    """Read the sensors once; what cannot be read is None, and nothing is raised.
 
-    On Linux, throttling is a counter that says nothing of one moment: only temperatures are read there.
+    On Linux throttling is a counter, which says nothing about one moment: only temperatures are read there.
     """
     probes: list[Probe] = [TemperatureProbe(), GPUProbe(interval=1.0, device_index=0, powermetrics=False)]
     if platform.system() == "Darwin":

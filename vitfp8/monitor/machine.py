@@ -1,40 +1,25 @@
-"""What the machine did: processor, memory, temperature, thermal pressure, energy, and the GPU beside them."""
+"""What the machine does: processor, memory, temperature, thermal pressure, energy, and the GPU beside them."""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import platform
-import threading
 import time
-from datetime import datetime
 from pathlib import Path
 
 import psutil
 
 from vitfp8.monitor.apple import MacThermalProbe
-from vitfp8.monitor.nvidia import GPUProbe
-from vitfp8.monitor.sampling import (
-    Energy,
-    Monitor,
-    Probe,
-    ProbeSet,
-    Row,
-    UnavailableError,
-    Value,
-    check_interval,
-    input_error,
-    ticks,
-)
+from vitfp8.monitor.gpu import GPUProbe
+from vitfp8.monitor.probes import Energy, Probe, Row, UnavailableError
+from vitfp8.monitor.sampling import Monitor
 
+#: Seconds: over less, the system's clock ticks are too coarse to tell a load (psutil's advice too).
 _SHORTEST = 0.1
-"""Seconds: the clock ticks of the system are too coarse to tell a load over less (psutil's advice too)."""
 
+#: Linux drivers whose sensors sit in the processor; those of disks, boards and radios do not.
 _CPU_SENSORS = frozenset(
     ("coretemp", "k10temp", "k8temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "x86_pkg_temp")
 )
-"""Drivers of Linux whose sensors sit in the processor; those of disks, boards and radios do not."""
 
 
 class MachineProbe(Probe):
@@ -71,8 +56,7 @@ class MachineProbe(Probe):
     def _cpu_seconds() -> tuple[float, float]:
         """Seconds that all cores were busy, and that have passed, since boot.
 
-        `psutil.cpu_percent` does the same but keeps a state for each thread, and here one thread opens and another
-        reads.
+        `psutil.cpu_percent` does the same but keeps its state per thread, and here one thread opens and another reads.
         """
         times = psutil.cpu_times()._asdict()
         # Linux counts a guest's time a second time as its host's.
@@ -81,11 +65,7 @@ class MachineProbe(Probe):
 
 
 class ProcessProbe(Probe):
-    """Load and memory of one process, without its children (the machine's load includes those).
-
-    Args:
-        pid: which process; None for this one.
-    """
+    """Load and memory of one process (None: this one), without its children; the machine's load includes those."""
 
     name = "load and memory of the process"
     columns = ("process_cpu_percent", "process_rss_bytes")
@@ -95,11 +75,7 @@ class ProcessProbe(Probe):
         self._pid = pid
 
     def open(self) -> None:
-        """Find the process.
-
-        Raises:
-            UnavailableError: when there is none, or it is somebody else's.
-        """
+        """Find the process; `UnavailableError` when there is none, or it is another user's."""
         try:
             self._process = psutil.Process(self._pid)
             self._process.cpu_percent()
@@ -122,11 +98,7 @@ class TemperatureProbe(Probe):
     columns = ("temperature_celsius",)
 
     def open(self) -> None:
-        """See that there is a sensor.
-
-        Raises:
-            UnavailableError: when there is none.
-        """
+        """`UnavailableError` when there is no sensor."""
         if not hasattr(psutil, "sensors_temperatures"):
             raise UnavailableError(f"{platform.system()} tells no temperature without special rights")
         if self._hottest() is None:
@@ -149,11 +121,7 @@ class TemperatureProbe(Probe):
 
 
 class LinuxThermalProbe(Probe):
-    """Whether the processor was slowed down for heat, by the kernel's counters of such events (Intel processors).
-
-    Args:
-        folder: where the kernel shows the processors.
-    """
+    """Whether the processor was slowed down for heat, by the kernel's counters of such events (Intel processors)."""
 
     name = "thermal pressure"
     columns = ("thermal_pressure",)
@@ -163,11 +131,7 @@ class LinuxThermalProbe(Probe):
         self._folder = folder
 
     def open(self) -> None:
-        """Find the counters.
-
-        Raises:
-            UnavailableError: when the kernel keeps none.
-        """
+        """Find the counters; `UnavailableError` when the kernel keeps none."""
         self._counters = sorted(self._folder.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
         if not self._counters:
             raise UnavailableError("the kernel counts no thermal throttling on this machine")
@@ -184,12 +148,9 @@ class LinuxThermalProbe(Probe):
 
 
 class RAPLProbe(Probe):
-    """Energy of the processor packages by the counters of Intel and AMD processors (RAPL), where they may be read.
+    """Energy of the processor packages by the counters of Intel and AMD processors (RAPL).
 
     Most Linux systems let only root read them, since they can leak secrets (CVE-2020-8694).
-
-    Args:
-        folder: where the kernel shows power zones.
     """
 
     name = "cpu_energy"
@@ -200,11 +161,7 @@ class RAPLProbe(Probe):
         self._microjoules = 0
 
     def open(self) -> None:
-        """Find the packages and read their counters for the first time.
-
-        Raises:
-            UnavailableError: when there are none or they may not be read.
-        """
+        """Find the packages and read their counters for the first time; `UnavailableError` when they cannot be read."""
         zones = [
             zone
             for zone in sorted(self._folder.glob("intel-rapl:[0-9]*"))
@@ -233,44 +190,26 @@ class RAPLProbe(Probe):
         return int(counter.read_text())
 
 
-def _machine_probes(
-    *, interval: float, pid: int | None, process: bool, gpu: bool, device_index: int, powermetrics: bool
-) -> list[Probe]:
-    """Every probe of a machine; see `SystemMonitor`.
-
-    Args:
-        interval: seconds between samples.
-        pid: the process, None for this one.
-        process: whether a process is measured at all.
-        gpu: whether the GPU is.
-        device_index: which NVIDIA device.
-        powermetrics: whether sudo may be used on a Mac.
-    """
-    probes: list[Probe] = [MachineProbe()]
-    probes.append(ProcessProbe(pid) if process else _NoProcessProbe())
-    probes.append(TemperatureProbe())
-    if platform.system() == "Darwin":
-        probes.append(MacThermalProbe())
-    else:
-        probes += [LinuxThermalProbe(), RAPLProbe()]
-    if gpu:
-        probes.append(GPUProbe(interval=interval, device_index=device_index, powermetrics=powermetrics))
-    return probes
-
-
 class _NoProcessProbe(Probe):
     """The columns of a process, empty: to be measured from outside, a process must be named."""
 
-    name = "load and memory of the process"
+    name = ProcessProbe.name
     columns = ProcessProbe.columns
 
     def open(self) -> None:
-        """Say why they are empty.
-
-        Raises:
-            UnavailableError: always.
-        """
+        """Say why they are empty."""
         raise UnavailableError("no process was named")
+
+
+def machine_probes(
+    *, interval: float, pid: int | None, process: bool, gpu: bool, device_index: int, powermetrics: bool
+) -> list[Probe]:
+    """Every probe of a machine; ``process`` says whether a process is measured at all, see `SystemMonitor` for the rest."""
+    probes: list[Probe] = [MachineProbe(), ProcessProbe(pid) if process else _NoProcessProbe(), TemperatureProbe()]
+    probes += [MacThermalProbe()] if platform.system() == "Darwin" else [LinuxThermalProbe(), RAPLProbe()]
+    if gpu:
+        probes.append(GPUProbe(interval=interval, device_index=device_index, powermetrics=powermetrics))
+    return probes
 
 
 class SystemMonitor(Monitor):
@@ -278,7 +217,7 @@ class SystemMonitor(Monitor):
 
     ``with SystemMonitor() as monitor: train()``, or `start` and `stop`. The columns are ``seconds``, ``cpu_percent``,
     ``memory_percent``, ``memory_used_bytes``, ``process_cpu_percent``, ``process_rss_bytes``,
-    ``temperature_celsius``, ``thermal_pressure`` (one of `sampling.THERMAL_LEVELS`), and those of `gpu.GPU_COLUMNS`
+    ``temperature_celsius``, ``thermal_pressure`` (one of `probes.THERMAL_LEVELS`), and those of `probes.GPU_COLUMNS`
     where a GPU can be asked. What this machine does not tell is None, with its reason in
     ``summary()["unavailable"]``; nothing raises and nothing asks for a password.
 
@@ -312,7 +251,7 @@ class SystemMonitor(Monitor):
 
     def _probes(self) -> list[Probe]:
         """Every probe of this machine."""
-        return _machine_probes(
+        return machine_probes(
             interval=self.interval,
             pid=self.pid,
             process=True,
@@ -320,121 +259,3 @@ class SystemMonitor(Monitor):
             device_index=self.device_index,
             powermetrics=self.powermetrics,
         )
-
-
-def monitor_stream(
-    output_file: str | os.PathLike[str],
-    interval: float = 1.0,
-    *,
-    name: str | None = None,
-    stop: threading.Event | None = None,
-    duration: float | None = None,
-    pid: int | None = None,
-    gpu: bool = True,
-    device_index: int = 0,
-    powermetrics: bool = False,
-) -> int:
-    """Write a sample a line into a CSV file until Ctrl-C, each line as soon as it is measured.
-
-    The first column is ``timestamp`` (local time, ISO 8601 with milliseconds and zone), then ``name`` if one is given,
-    then the columns of `SystemMonitor`. An empty field was not measured. Lines are appended to a file that has the
-    same columns already.
-
-    Args:
-        output_file: the CSV file; its folder must exist.
-        interval: seconds between samples, above 0.
-        name: written into every line, to tell several measurements in one file apart.
-        stop: ends the measurement when set, as Ctrl-C does.
-        duration: seconds after which to end; None for no end.
-        pid: a process to measure beside the machine; without one its columns stay empty.
-        gpu: whether to ask the GPU.
-        device_index: which NVIDIA device.
-        powermetrics: on a Mac, run ``sudo -n powermetrics``.
-
-    Returns:
-        number of samples written.
-
-    Raises:
-        InputError: when the file cannot be written, or holds other columns; nothing is changed then.
-    """
-    interval = check_interval(interval)
-    if duration is not None and not duration >= 0:
-        raise input_error(f"duration is {duration!r}, but must be a number of seconds, at least 0")
-    path = Path(output_file)
-    stop = stop or threading.Event()
-    probes = ProbeSet(
-        _machine_probes(
-            interval=interval,
-            pid=pid,
-            process=pid is not None,
-            gpu=gpu,
-            device_index=device_index,
-            powermetrics=powermetrics,
-        )
-    )
-    written = 0
-    try:
-        begin = time.monotonic()
-        probes.open()
-        labels: Row = {} if name is None else {"name": name}
-        header = _line(["timestamp", *labels, "seconds", *probes.columns])
-        with _appending(path, header) as file:
-            for due in ticks(begin, interval):
-                if duration is not None and due - begin > duration + 1e-9:
-                    break
-                if stop.wait(max(0.0, due - time.monotonic())):
-                    break
-                row = probes.read()
-                now = datetime.now().astimezone().isoformat(timespec="milliseconds")
-                file.write(_line([now, *labels.values(), round(time.monotonic() - begin, 3), *row.values()]))
-                file.flush()
-                written += 1
-    except KeyboardInterrupt:
-        pass
-    except OSError as error:
-        raise input_error(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        probes.close()
-    return written
-
-
-def _line(values: list[Value]) -> str:
-    """One line of CSV.
-
-    Args:
-        values: one a column; None becomes an empty field.
-    """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(["" if value is None else value for value in values])
-    return text.getvalue()
-
-
-def _appending(path: Path, header: str) -> io.TextIOWrapper:
-    """Open a CSV file at its end, with its header in place.
-
-    Args:
-        path: the file, new or with this header.
-        header: the line of column names.
-
-    Raises:
-        InputError: when the folder is missing or the file holds something else.
-        OSError: when it cannot be opened.
-    """
-    if path.is_dir():
-        raise input_error(f"cannot write {path}: it is a folder; name a CSV file in it")
-    if not path.parent.is_dir():
-        raise input_error(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    cut_short = False
-    if path.exists() and path.stat().st_size:
-        with path.open("rb") as existing:
-            first = existing.readline()
-            existing.seek(-1, os.SEEK_END)
-            cut_short = existing.read(1) != b"\n"
-        if first != header.encode():
-            raise input_error(f"{path} holds other columns than this measurement; name another file")
-        header = ""
-    file = path.open("a", encoding="utf-8", newline="")
-    # The last line of a measurement that was killed may lack its end.
-    file.write("\n" if cut_short else header)
-    file.flush()
-    return file

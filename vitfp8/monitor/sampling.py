@@ -1,8 +1,4 @@
-"""How samples are taken, kept small and summarised, whatever it is that they measure.
-
-A *probe* measures one thing (the load, a GPU). A `ProbeSet` opens and reads several and switches off those that fail.
-A `Monitor` reads a `ProbeSet` at a steady interval from a thread and keeps columns of samples and a running summary.
-"""
+"""A monitor samples probes at a steady interval from a thread, keeps the samples small and sums them up."""
 
 from __future__ import annotations
 
@@ -10,183 +6,15 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-Value = float | int | bool | str | None
-Row = dict[str, Value]
-
-THERMAL_LEVELS = ("nominal", "moderate", "heavy", "trapping", "sleeping")
-"""Thermal pressure in rising order, by the names of macOS (``OSThermalNotification.h``). From ``heavy`` on the system
-slows the processor down; Linux and Intel Macs tell only that, so there a slowed processor is ``heavy``."""
-
-THROTTLED_LEVELS = THERMAL_LEVELS[2:]
-
-_LOG = logging.getLogger("vitfp8.monitor")
-_SAID: set[str] = set()
-
-
-def say_once(message: str, level: int) -> None:
-    """Log a message once in the life of the process, however many runs it holds.
-
-    Args:
-        message: one line.
-        level: of `logging`.
-    """
-    if message not in _SAID:
-        _SAID.add(message)
-        _LOG.log(level, message)
-
-
-class UnavailableError(Exception):
-    """This machine, or this user, cannot measure that; the message is the reason, in one line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Energy:
-    """Energy that a probe saw since it was opened.
-
-    Attributes:
-        joules: in joules.
-        source: ``measured`` (a hardware counter) or ``estimated`` (a model of the chip, or an integral of power).
-        covers: which part of the machine, for instance ``GPU``.
-    """
-
-    joules: float
-    source: str
-    covers: str
-
-
-class Probe:
-    """One source of readings: opened once, read once a sample, closed once.
-
-    Attributes:
-        name: what it measures, in a word; the key of its reason where it has no columns.
-        columns: the columns that it fills.
-        optional: its columns exist only where it could be opened.
-        unavailable: column → reason, for the columns that could not be measured although the probe works.
-        energy: what was consumed since `open`, None where that is not measured.
-        facts: further entries for the summary, for instance the name of the device.
-    """
-
-    name = ""
-    columns: tuple[str, ...] = ()
-    optional = False
-
-    def __init__(self) -> None:
-        self.unavailable: dict[str, str] = {}
-        self.energy: Energy | None = None
-        self.facts: Row = {}
-
-    def open(self) -> None:
-        """Acquire what reading needs.
-
-        Raises:
-            UnavailableError: when the machine does not tell (any other exception counts as a failure).
-        """
-
-    def read(self) -> Row:
-        """Current values by column; a column that is left out or None was not measured."""
-        return {}
-
-    def close(self) -> None:
-        """Release what `open` acquired."""
-
-
-class ProbeSet:
-    """Several probes read as one row; a probe that fails is switched off and its reason kept, nothing is raised.
-
-    Args:
-        probes: where two fill the same column, the later one wins.
-
-    Attributes:
-        columns: of a row, in order; fixed by `open`.
-        unavailable: column or probe → why it is not measured.
-    """
-
-    def __init__(self, probes: Sequence[Probe]) -> None:
-        self.columns: tuple[str, ...] = ()
-        self.unavailable: dict[str, str] = {}
-        self._probes = list(probes)
-        self._working: list[Probe] = []
-
-    def open(self) -> None:
-        """Open every probe and settle which columns there are."""
-        columns: dict[str, None] = {}
-        for probe in self._probes:
-            try:
-                probe.open()
-            except Exception as error:
-                self._give_up(probe, error)
-                if probe.optional:
-                    continue
-            else:
-                self._working.append(probe)
-            columns |= dict.fromkeys(probe.columns)
-        self.columns = tuple(columns)
-
-    def read(self) -> Row:
-        """One value a column, None where it was not measured."""
-        row: Row = dict.fromkeys(self.columns)
-        for probe in tuple(self._working):
-            try:
-                reading = probe.read()
-            except Exception as error:
-                self._working.remove(probe)
-                probe.energy = None  # a part of a run's energy would be read as the whole
-                self._give_up(probe, error)
-                self._close(probe)
-                continue
-            row |= {name: value for name, value in reading.items() if name in row and _told(value)}
-        return row
-
-    def close(self) -> None:
-        """Close every probe that is still open."""
-        while self._working:
-            self._close(self._working.pop())
-
-    def energies(self) -> list[Energy]:
-        """What the probes consumed since `open`, one entry a part of the machine."""
-        return [probe.energy for probe in self._probes if probe.energy is not None]
-
-    def reasons(self) -> dict[str, str]:
-        """Column or probe → why it is not measured, those of single columns included."""
-        reasons = dict(self.unavailable)
-        for probe in self._probes:
-            reasons |= probe.unavailable
-        return reasons
-
-    def facts(self) -> Row:
-        """What the probes know beside their columns."""
-        return {name: value for probe in self._probes for name, value in probe.facts.items()}
-
-    def _give_up(self, probe: Probe, error: Exception) -> None:
-        """Note why a probe is switched off: expected where a machine lacks the sensor, a warning otherwise."""
-        reason = str(error) or type(error).__name__
-        expected = isinstance(error, UnavailableError)
-        if not expected:
-            reason = f"{type(error).__name__}: {reason}"
-        names = (probe.name,) if probe.optional or not probe.columns else probe.columns
-        self.unavailable |= dict.fromkeys(names, reason)
-        say_once(f"{probe.name} is not measured: {reason}", logging.INFO if expected else logging.WARNING)
-
-    @staticmethod
-    def _close(probe: Probe) -> None:
-        """Close one probe; it was being given up anyway, so that a failure only goes to the log."""
-        try:
-            probe.close()
-        except Exception as error:
-            _LOG.debug("closing %s: %s", probe.name, error)
-
-
-def _told(value: Value) -> bool:
-    """Whether a reading is one: JSON knows no NaN, and None was not measured."""
-    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+from vitfp8.errors import InputError
+from vitfp8.monitor.probes import THERMAL_LEVELS, THROTTLED_LEVELS, Energy, Probe, ProbeSet, Row, Value, say_once
 
 
 class _Statistics:
-    """Number, sum and greatest of a column, over every sample taken (more than are kept)."""
+    """Number, sum and maximum of a column, over every sample taken (more than are kept)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -237,7 +65,7 @@ class Monitor:
     def __init__(self, interval: float = 1.0, *, max_samples: int = 2000) -> None:
         self.interval = check_interval(interval)
         if max_samples < 2:
-            raise input_error(f"max_samples is {max_samples!r}, and at least 2 samples must be kept")
+            raise InputError(f"max_samples is {max_samples!r}, and at least 2 samples must be kept")
         self.max_samples = max_samples
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -250,14 +78,11 @@ class Monitor:
         self._reset(ProbeSet([]))
 
     def start(self, earlier: Mapping[str, Any] | None = None) -> Self:
-        """Begin a measurement; without effect while one is running.
+        """Begin a measurement and return the monitor; without effect while one is running.
 
         Args:
-            earlier: what `state` gave in a process that died: the measurement goes on from there. Its time and energy count; its
-                samples too, where this machine measures the same columns.
-
-        Returns:
-            the monitor, so that ``with SystemMonitor() as monitor`` and ``monitor = SystemMonitor().start()`` work.
+            earlier: what `state` gave in a process that died; the measurement continues from there. Its time and energy
+                count, and its samples where this machine measures the same columns.
         """
         if self._thread is not None:
             return self
@@ -278,11 +103,7 @@ class Monitor:
         return self
 
     def stop(self) -> tuple[dict[str, Any], dict[str, list[Value]]]:
-        """End the measurement with a last sample; called again it returns the same.
-
-        Returns:
-            what `summary` tells and what `samples` holds.
-        """
+        """End the measurement with a last sample and return `summary()` and `samples()`; a second call returns them again."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._wake.set()
@@ -302,7 +123,7 @@ class Monitor:
         self.stop()
 
     def samples(self) -> dict[str, list[Value]]:
-        """Columns of equal length, one entry a kept sample, None where it was not measured.
+        """Columns of equal length, one entry per kept sample, None where it was not measured.
 
         ``seconds`` is the time since `start` by a clock that never jumps; units are the ends of the other names.
         """
@@ -366,7 +187,7 @@ class Monitor:
                 statistics.count, statistics.total, statistics.greatest = count, total, greatest
 
     def _energies(self) -> list[Energy]:
-        """Energy of all attempts, a part of the machine each; a part that one attempt could not measure is left out."""
+        """Energy of all attempts, one entry per part of the machine; a part that an attempt could not measure is left out."""
         here = self._set.energies()
         if self._seconds_before == 0.0:
             return here
@@ -432,13 +253,9 @@ class Monitor:
             probes.close()
 
     def _record(self, probes: ProbeSet, row: Row, *, final: bool) -> None:
-        """Count a row and, where the stride says so, keep it.
+        """Count a row and, where the stride says so, keep it; a row of an earlier measurement's probes is dropped.
 
-        Args:
-            probes: where the row comes from; a row of an earlier measurement that was left behind is dropped.
-            row: one value a column.
-            final: the last row, kept whatever the stride, unless it follows another so closely that it says nothing
-                new (its energy is counted anyway).
+        The final row is kept whatever the stride, unless it follows another so closely that it says nothing new.
         """
         with self._lock:
             if probes is not self._set:
@@ -462,12 +279,7 @@ class Monitor:
 
 
 def ticks(begin: float, interval: float) -> Iterator[float]:
-    """Times at which samples are due: begin + n · interval, leaving out those that have passed.
-
-    Args:
-        begin: a reading of `time.monotonic`, in seconds.
-        interval: in seconds.
-    """
+    """Times (s, of `time.monotonic`) at which samples are due: begin + n · interval, without those that have passed."""
     number = 1
     while True:
         yield begin + number * interval
@@ -475,18 +287,7 @@ def ticks(begin: float, interval: float) -> Iterator[float]:
 
 
 def check_interval(interval: float) -> float:
-    """The interval in seconds, if it can be one.
-
-    Raises:
-        InputError: when it is no finite number above 0.
-    """
+    """The interval in seconds; `InputError` when it is not a finite number above 0."""
     if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0 < interval < math.inf:
-        raise input_error(f"interval is {interval!r}, but must be a number of seconds above 0, such as 1.0")
+        raise InputError(f"interval is {interval!r}, but must be a number of seconds above 0, such as 1.0")
     return float(interval)
-
-
-def input_error(message: str) -> ValueError:
-    """An `InputError` with this one-line message (imported late: parameters pull in more than a monitor needs)."""
-    from vitfp8.errors import InputError
-
-    return InputError(message)

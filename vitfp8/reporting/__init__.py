@@ -1,7 +1,7 @@
-"""From an executed notebook to HTML, LaTeX and Typst: one reading of the notebook, one writer a format.
+"""From an executed notebook to HTML, LaTeX and PDF, by way of one document in pandoc's tree.
 
-``document`` reads the cells (numbered floats, prose, printed text), ``prose`` and ``tables`` hold what the formats share, and
-``html``, ``latex`` and ``typst`` write. Everything in a notebook is data here: text is escaped, mark-up that could act is taken
-out, and no writer passes raw HTML, LaTeX or Typst through. nbconvert drives it: the templates beside this file call the filters
-that its exporters (``exporters``) bring along.
+``exporters`` are nbconvert's door: they leave out tagged cells. ``document`` reads the other cells into one tree, the same for
+every format: captions, numbers and references, tables from their data, nothing that could act. ``writing`` adds what a format
+needs of its own and has pandoc write it with a template from ``templates/``. ``pdf`` runs XeLaTeX or Typst, and ``build`` puts a
+study's report in place.
 """

@@ -226,6 +226,7 @@ def _make(
     if "latex" in formats or way == "latex":
         text, files = convert(content, "latex", cited, folder)
         work = aside if "latex" in formats else aside / "latex"
+        work.mkdir(exist_ok=True)
         for name, data in files.items():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).write_bytes(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import unicodedata
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,74 +15,100 @@ import yaml
 
 from vitfp8.errors import InputError
 from vitfp8.params import why_no_text
-from vitfp8.reporting.prose import Node, safe_url
 
-#: Larger is no citation file.
 _LARGEST_FILE = 200_000
 _ORCID = re.compile(r"(?:https?://orcid\.org/)?(\d{4}-\d{4}-\d{4}-\d{3}[\dX])")
+_URL_SCHEMES = frozenset({"http", "https", "mailto", "doi"})
+_WAY_OUT = "write '- name: …' or '- family-names: …', 'given-names: …'"
+#: Type of a reference in a citation file → in CSL, pandoc's format of references.
+_TYPES = {"article": "article-journal", "conference-paper": "paper-conference", "book": "book", "thesis": "thesis",
+          "report": "report", "software": "software", "data": "dataset", "website": "webpage"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Author:
-    """A person or a body, as it signs."""
+    """A person or an organisation."""
 
     name: str
-    family: str
+    family: str = ""
+    given: str = ""
     affiliation: str = ""
     orcid: str = ""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A work of the bibliography.
-
-    Attributes:
-        key: what a text cites it by: the first author's family name and the year, ``dosovitskiy2021``.
-        authors: as they sign.
-        title: the work's.
-        year: as it is given, perhaps empty.
-        place: journal, conference, publisher or institution with volume and pages.
-        url: where it is found, perhaps empty.
-        locator: what the link reads: a DOI, an arXiv number or the address.
-    """
-
-    key: str
-    authors: tuple[Author, ...]
-    title: str
-    year: str
-    place: str
-    url: str
-    locator: str
+    def to_csl(self) -> dict[str, str]:
+        """The author as CSL names one."""
+        return {"family": self.family, "given": self.given} if self.family else {"literal": self.name}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Citation:
-    """What a citation file says of the work."""
+    """The contents of a citation file; ``references`` are CSL items, cited by first author and year: ``dosovitskiy2021``."""
 
     title: str
     authors: tuple[Author, ...] = ()
     abstract: str = ""
     version: str = ""
     url: str = ""
-    references: tuple[Reference, ...] = ()
+    references: tuple[dict[str, Any], ...] = ()
+
+
+def safe_url(url: str) -> str | None:
+    """Return a link's address if it may stand in a report: web addresses, mail, anchors, and paths relative to the report."""
+    url = "".join(url.split())
+    parts = urllib.parse.urlsplit(url) if "[" not in url else None
+    if parts is None or (parts.scheme and parts.scheme.lower() not in _URL_SCHEMES):
+        return None
+    if not parts.scheme and (parts.netloc or url.startswith("/") or ":" in url.split("/")[0]):
+        return None
+    return urllib.parse.quote(url, safe="%/:?#@!&()*+,;=~-._")
+
+
+def find_citation(folder: Path) -> Path | None:
+    """Return the nearest ``CITATION.cff`` in a folder or above it."""
+    folder = folder.resolve()
+    return next((path for above in (folder, *folder.parents) if (path := above / "CITATION.cff").is_file()), None)
 
 
 def read_citation(path: Path) -> Citation:
     """Read a citation file.
 
-    Args:
-        path: a ``CITATION.cff``.
-
     Raises:
-        InputError: the file is missing, no YAML, or says no title or authors; one line that names the file and the key.
+        InputError: the file is missing, is not YAML, or has no title or authors; one line that names the file and the key.
     """
+    content = _read_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: has no keys; a citation file begins with cff-version, title and authors")
+    title = _text(content, "title", path)
+    if not title:
+        raise InputError(f"{path}: has no title; add the line 'title: …'")
+    authors = _authors(content, path)
+    if not authors:
+        raise InputError(f"{path}: names no authors; add 'authors:' and below it '  - name: …'")
+    listed = content.get("references") or []
+    if not isinstance(listed, list):
+        raise InputError(f"{path}: 'references' is not a list; each work begins with '  - type: …'")
+    references: list[dict[str, Any]] = []
+    for number, entry in enumerate(listed, 1):
+        references.append(_reference(entry, path, number, {known["id"] for known in references}))
+    return Citation(
+        title=title,
+        authors=authors,
+        abstract=_text(content, "abstract", path),
+        version=_text(content, "version", path),
+        url=safe_url(_text(content, "repository-code", path) or _text(content, "url", path)) or "",
+        references=tuple(references),
+    )
+
+
+def _read_yaml(path: Path) -> Any:
+    """Return the YAML of a citation file."""
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise InputError(f"{path}: is larger than a citation file can be; expected title, authors and references in YAML")
+            raise InputError(f"{path}: is too large for a citation file; expected title, authors and references in YAML")
         raw = path.read_bytes()
         if why := why_no_text(raw):
             raise InputError(f"{path}: {why}")
-        content = yaml.safe_load(raw.decode("utf-8"))
+        return yaml.safe_load(raw.decode("utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{path}: not found; the report takes title, authors and bibliography from it (give another file with citation=…)"
@@ -94,33 +121,11 @@ def read_citation(path: Path) -> Citation:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise InputError(f"{path}: is no YAML{place}: {str(reason).splitlines()[0]}; correct it there") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no keys; a citation file begins with cff-version, title and authors")
-    title = _text(content, "title", path)
-    if not title:
-        raise InputError(f"{path}: has no title; add the line 'title: …'")
-    authors = _authors(content, path, "authors")
-    if not authors:
-        raise InputError(f"{path}: names no authors; add 'authors:' and below it '  - name: …'")
-    listed = content.get("references") or []
-    if not isinstance(listed, list):
-        raise InputError(f"{path}: 'references' is no list; each work begins with '  - type: …'")
-    references: list[Reference] = []
-    for number, entry in enumerate(listed, 1):
-        references.append(_reference(entry, path, number, {known.key for known in references}))
-    return Citation(
-        title=title,
-        authors=authors,
-        abstract=_text(content, "abstract", path),
-        version=_text(content, "version", path),
-        url=safe_url(_text(content, "repository-code", path) or _text(content, "url", path)) or "",
-        references=tuple(references),
-    )
+        raise InputError(f"{path}: is not YAML{place}: {str(reason).splitlines()[0]}; correct it there") from None
 
 
 def _text(entry: Mapping[Any, Any], key: str, path: Path, where: str = "") -> str:
-    """A value that must be a text (YAML makes years numbers and days dates), on one line."""
+    """Return a value that must be text on one line; YAML turns years into numbers and days into dates."""
     value = entry.get(key, "")
     if value is None:
         return ""
@@ -131,92 +136,60 @@ def _text(entry: Mapping[Any, Any], key: str, path: Path, where: str = "") -> st
     return " ".join(str(value).split())
 
 
-def _authors(entry: Mapping[Any, Any], path: Path, key: str, where: str = "") -> tuple[Author, ...]:
-    """The authors of an entry: persons (family-names, given-names, …) and bodies (name)."""
-    listed = entry.get(key) or []
+def _authors(entry: Mapping[Any, Any], path: Path, where: str = "") -> tuple[Author, ...]:
+    """Return the authors of an entry: persons (family-names, given-names, …) and organisations (name)."""
+    listed = entry.get("authors") or []
     if not isinstance(listed, list):
-        raise InputError(f"{path}: '{where}{key}' is no list; each author begins with '  - name: …' or '  - family-names: …'")
+        raise InputError(f"{path}: '{where}authors' is not a list of authors; {_WAY_OUT}")
     authors = []
     for number, person in enumerate(listed, 1):
-        place = f"{where}{key}[{number}]."
+        place = f"{where}authors[{number}]."
         if not isinstance(person, dict):
-            raise InputError(f"{path}: '{place[:-1]}' is no author; write '- name: …' or '- family-names: …', 'given-names: …'")
+            raise InputError(f"{path}: '{place[:-1]}' is not an author; {_WAY_OUT}")
         family = " ".join(filter(None, (_text(person, part, path, place) for part in ("name-particle", "family-names"))))
-        parts = [_text(person, "given-names", path, place), family, _text(person, "name-suffix", path, place)]
-        name = _text(person, "name", path, place) or " ".join(filter(None, parts)) or _text(person, "alias", path, place)
-        if not name:
-            raise InputError(f"{path}: '{place[:-1]}' has no name; write '- name: …' or '- family-names: …', 'given-names: …'")
+        given, suffix = (_text(person, part, path, place) for part in ("given-names", "name-suffix"))
+        name = _text(person, "name", path, place)
+        signed = name or " ".join(filter(None, [given, family, suffix])) or _text(person, "alias", path, place)
+        if not signed:
+            raise InputError(f"{path}: '{place[:-1]}' has no name; {_WAY_OUT}")
         orcid = _text(person, "orcid", path, place)
         match = _ORCID.fullmatch(orcid)
         if orcid and match is None:
             raise InputError(f"{path}: '{place}orcid' is {orcid[:60]!r}; expected https://orcid.org/0000-0000-0000-0000")
         affiliation = _text(person, "affiliation", path, place)
-        authors.append(Author(name=name, family=family or name, affiliation=affiliation, orcid=match.group(1) if match else ""))
+        found = match.group(1) if match else ""
+        authors.append(Author(name=signed, family="" if name else family, given=given, affiliation=affiliation, orcid=found))
     return tuple(authors)
 
 
-def _reference(entry: object, path: Path, number: int, keys: set[str]) -> Reference:
-    """One work of the bibliography, with a key that no earlier one has."""
+def _reference(entry: object, path: Path, number: int, keys: set[str]) -> dict[str, Any]:
+    """Return a work of the bibliography as a CSL item with an id that is not among ``keys``."""
     where = f"references[{number}]."
     if not isinstance(entry, dict):
-        raise InputError(f"{path}: '{where[:-1]}' is no work; it begins with '- type: …' and has title and authors")
-    title = _text(entry, "title", path, where)
-    if not title:
+        raise InputError(f"{path}: '{where[:-1]}' is not a work; it begins with '- type: …' and has title and authors")
+
+    def text(key: str) -> str:
+        return _text(entry, key, path, where)
+
+    if not text("title"):
         raise InputError(f"{path}: '{where[:-1]}' has no title; add 'title: …'")
-    authors = _authors(entry, path, "authors", where)
-    date = _text(entry, "date-released", path, where) or _text(entry, "date-published", path, where)
-    year = _text(entry, "year", path, where) or date[:4]
-    plain = unicodedata.normalize("NFKD", (authors[0].family if authors else title).split()[-1])
-    base = re.sub(r"[^a-z0-9]", "", plain.encode("ascii", "ignore").decode().lower()) + year
-    key = next(
-        name
-        for name in [base, *(f"{base}{letter}" for letter in "bcdefghijklmnopqrstuvwxyz"), f"{base}-{number}"]
-        if name not in keys
-    )
-    venue = entry.get("conference")
-    places = [_text(entry, "journal", path, where)]
-    if isinstance(venue, dict):
-        places.append(_text(venue, "name", path, f"{where}conference."))
-    for holder in ("publisher", "institution"):
-        body = entry.get(holder)
-        if isinstance(body, dict):
-            places.append(_text(body, "name", path, f"{where}{holder}."))
-    place = ", ".join(filter(None, places))
-    volume, issue = _text(entry, "volume", path, where), _text(entry, "issue", path, where)
-    place += f" {volume}" if volume else ""
-    place += f"({issue})" if issue else ""
-    start, end = _text(entry, "start", path, where), _text(entry, "end", path, where)
-    place += f", {start}–{end}" if start and end else ""
-    doi, url = _text(entry, "doi", path, where), _text(entry, "url", path, where)
-    arxiv = re.fullmatch(r"10\.48550/arXiv\.(\S+)", doi, re.IGNORECASE)
-    return Reference(
-        key=key,
-        authors=authors,
-        title=title,
-        year=year,
-        place=place.strip(", "),
-        url=safe_url(f"https://doi.org/{doi}" if doi else url) or "",
-        locator=f"arXiv:{arxiv.group(1)}" if arxiv else f"doi:{doi}" if doi else url,
-    )
+    authors = _authors(entry, path, where)
+    year = text("year") or (text("date-released") or text("date-published"))[:4]
+    first = ((authors[0].family or authors[0].name) if authors else text("title")).split()[-1]
+    plain = unicodedata.normalize("NFKD", first).encode("ascii", "ignore").decode()
+    base = re.sub(r"[^a-z0-9]", "", plain.lower()) + year
+    names = [base, *(f"{base}{letter}" for letter in "bcdefghijklmnopqrstuvwxyz"), f"{base}-{number}"]
 
+    def name_of(key: str) -> str:
+        body = entry.get(key)
+        return _text(body, "name", path, f"{where}{key}.") if isinstance(body, dict) else ""
 
-def reference_tree(reference: Reference) -> list[Node]:
-    """A work as a line of the bibliography, in pandoc's inline nodes: authors. title. place, year. link."""
-
-    def words(text: str) -> list[Node]:
-        """A text as nodes."""
-        nodes: list[Node] = []
-        for word in text.split():
-            nodes += [{"t": "Str", "c": word}, {"t": "Space"}]
-        return nodes[:-1]
-
-    names = [author.name for author in reference.authors]
-    shown = ", ".join(names) if len(names) <= 8 else ", ".join(names[:6]) + " et al."
-    nodes = words(shown + ("" if shown.endswith(".") or not shown else ".")) + [{"t": "Space"}] * bool(shown)
-    nodes += [{"t": "Emph", "c": words(reference.title.rstrip(".") + ".")}, {"t": "Space"}]
-    place = ", ".join(filter(None, (reference.place, reference.year)))
-    nodes += words(f"{place}.") if place else []
-    if reference.url:
-        link = {"t": "Link", "c": [["", [], []], [{"t": "Str", "c": reference.locator}], [reference.url, ""]]}
-        nodes += [{"t": "Space"}, link, {"t": "Str", "c": "."}]
-    return nodes
+    start, end = text("start"), text("end")
+    item = {
+        "type": _TYPES.get(text("type"), "document"), "title": text("title"), "issued": year,
+        "author": [author.to_csl() for author in authors], "container-title": text("journal") or name_of("conference"),
+        "publisher": name_of("publisher") or name_of("institution"), "volume": text("volume"), "issue": text("issue"),
+        "page": f"{start}–{end}" if start and end else "", "DOI": text("doi"),
+        "URL": "" if text("doi") else safe_url(text("url")),
+    }  # fmt: skip
+    return {"id": next(name for name in names if name not in keys), **{key: value for key, value in item.items() if value}}

@@ -1,17 +1,16 @@
-"""What an executed notebook says, as a sequence of blocks that any format can write.
+"""An executed notebook as one document in pandoc's tree, the same for every format.
 
-A cell names its figure or table in its metadata, or an output in its own::
+A cell captions its figure or table in its metadata, an output in its own::
 
     "vitfp8": {"caption": "Validation accuracy by epoch.", "label": "fig-accuracy"}
 
-Captioned figures and tables are numbered in the order in which they stand, each kind by itself. A captioned cell that shows
-neither keeps its sentences and loses caption and number.
+Captioned figures and tables are numbered in reading order, each kind by itself; ``@fig-accuracy`` in a text refers to one. A
+captioned cell that shows neither keeps its sentences and loses caption and number. Everything in a notebook is data: `clean`
+takes out what could act in any format.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -19,183 +18,112 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bs4.element import Tag
-
+from vitfp8.analysis.table import TABLE_MIME
 from vitfp8.errors import InputError, suggest
-from vitfp8.reporting.citation import Citation
-from vitfp8.reporting.escaping import terminal_text
-from vitfp8.reporting.prose import Node, clean, html_tree, markdown_tree, plain_text, transform, write_tree
-from vitfp8.reporting.tables import Table, find_tables, read_table
+from vitfp8.reporting.breaking import LONGEST_NAME, breakable, terminal_text, visible
+from vitfp8.reporting.citation import Citation, safe_url
+from vitfp8.reporting.pandoc import Node, attributes, formula_is_safe, literal, plain_text, read_html, read_markdown, transform
+from vitfp8.reporting.pictures import Picture, has_picture, picture_in, picture_of
+from vitfp8.reporting.tables import table_of_data, tidy_table
 
-#: Picture formats: file ending and how the content begins. What does not begin so is not what it says.
-_PICTURES = {
-    "application/pdf": ("pdf", (b"%PDF-",)),
-    "image/svg+xml": ("svg", (b"<svg", b"<?xml", b"<!DOCTYPE svg", b"<!--")),
-    "image/png": ("png", (b"\x89PNG\r\n\x1a\n",)),
-    "image/jpeg": ("jpg", (b"\xff\xd8\xff",)),
-}
 _LABEL = re.compile(r"(fig|tab)-[A-Za-z0-9][A-Za-z0-9_-]*")
-#: What a kind of float is called; the words that a reference reads.
-NAMES = {"fig": "Figure", "tab": "Table"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One picture in the formats that its output holds: file ending to content; width in CSS pixels where it is known."""
-
-    formats: Mapping[str, bytes]
-    width: int | None = None
-    alternative: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableView:
-    """A table as it was shown (HTML, parsed) and as it was read, with the words that followed it in the same output."""
-
-    tag: Tag
-    table: Table
-    note: list[Node] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
-class Prose:
-    """Cleaned blocks of pandoc's tree; references are still citations in it."""
-
-    blocks: list[Node]
-    attachments: Mapping[str, Picture] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class Printed:
-    """Text as a program printed it, or (``code``) as it was typed."""
-
-    text: str
-    code: bool = False
-
-
-@dataclass(kw_only=True)
-class Float:
-    """Figures or tables under one caption; without caption there is no number."""
-
-    kind: str
-    items: list[Picture | TableView]
-    caption: list[Node] = field(default_factory=list)
-    label: str = ""
-    number: int | None = None
-
-    @property
-    def name(self) -> str:
-        """``Figure 1``; empty without a number."""
-        return f"{NAMES[self.kind]} {self.number}" if self.number else ""
-
-
-Block = Prose | Printed | Float
+_KINDS = {"Figure": "Figure", "Table": "Table"}
+_WITHOUT_DATA = {"fig": "a figure without data", "tab": "a table without data"}
 
 
 @dataclass(kw_only=True)
 class Document:
-    """A notebook, read.
+    """A notebook as a document.
 
     Attributes:
-        blocks: in reading order.
-        labels: per label, its float; None where the figure or table had no data.
-        headings: of each heading its level, anchor and words.
-        subtitle: the notebook's own title (its first heading), as inline nodes.
-        citation: title, authors and bibliography.
-        date: when the notebook was executed, ``2026-01-31``; empty if it does not say.
+        blocks: nodes in reading order. A picture's address is ``picture:`` and its index in ``pictures``.
+        names: label → ``Figure 1``; None where the figure or table has no data.
+        headings: level, anchor and words of each heading.
+        subtitle: the notebook's title (its first heading), as inline nodes.
+        date: day on which the notebook was executed, ``2026-01-31``, or empty.
     """
 
-    blocks: list[Block]
-    labels: dict[str, Float | None]
-    headings: list[tuple[int, str, str]]
-    subtitle: list[Node]
     citation: Citation
+    folder: Path | None = None
     date: str = ""
+    blocks: list[Node] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    names: dict[str, str | None] = field(default_factory=dict)
+    headings: list[tuple[int, str, str]] = field(default_factory=list)
+    subtitle: list[Node] = field(default_factory=list)
+
+    def add_picture(self, picture: Picture, words: list[Node] | None = None) -> Node:
+        """Return the node of a picture that is now part of the document."""
+        self.pictures.append(picture)
+        return {"t": "Image", "c": [attributes(), words or [], [f"picture:{len(self.pictures) - 1}", ""]]}
 
 
 def read_document(notebook: Mapping[str, Any], citation: Citation, *, code: bool = False, folder: Path | None = None) -> Document:
-    """Read an executed notebook (cells that a tag removes are gone already).
+    """Read an executed notebook whose tagged cells are already removed.
 
     Args:
         notebook: nbformat 4.
         citation: title, authors and bibliography.
         code: show the cells' code too.
-        folder: the notebook's; pictures that a text names are taken from inside it only.
+        folder: the notebook's; pictures that a text names are read from inside it only.
 
     Raises:
-        InputError: a label is malformed, used twice, or referred to and unknown.
+        InputError: a label is malformed, used twice, or referred to but unknown.
     """
-    labels: dict[str, Float | None] = {}
-    blocks: list[Block] = []
+    document = Document(citation=citation, folder=folder, date=_date(notebook))
     for index, cell in enumerate(notebook["cells"]):
-        where = f"cell {index + 1} of the notebook"
         if cell["cell_type"] == "markdown":
-            attachments = {name: _picture(data) for name, data in cell.get("attachments", {}).items()}
-            found = {name: picture for name, picture in attachments.items() if picture is not None}
-            blocks += _prose(clean(markdown_tree(cell["source"])), found)
+            attached = {name: picture_of(data) for name, data in cell.get("attachments", {}).items()}
+            document.blocks += clean(read_markdown(cell["source"]), document, attached)
         elif cell["cell_type"] == "code":
             if code and cell["source"].strip() and not cell["metadata"].get("transient", {}).get("remove_source"):
-                blocks.append(Printed(text=cell["source"], code=True))
-            blocks += _code_cell(cell, labels, where)
-    counts = dict.fromkeys(NAMES, 0)
-    for block in blocks:
-        if isinstance(block, Float) and block.caption:
-            counts[block.kind] += 1
-            block.number = counts[block.kind]
-    _embed_pictures(blocks, folder)
-    subtitle = _take_subtitle(blocks)
-    headings = _anchor_headings(blocks)
-    document = Document(
-        blocks=blocks, labels=labels, headings=headings, subtitle=subtitle, citation=citation, date=_date(notebook)
-    )
-    _check_references(document)
+                document.blocks.append({"t": "CodeBlock", "c": [attributes("", "code"), visible(cell["source"])]})
+            _add_outputs(document, cell, f"cell {index + 1} of the notebook")
+    _number(document)
+    document.blocks = transform(document.blocks, lambda node: _resolved(node, document))
+    _take_subtitle(document)
+    _anchor_headings(document)
+    document.blocks = transform(document.blocks, _broken)
     return document
 
 
 def _date(notebook: Mapping[str, Any]) -> str:
-    """The day on which papermill finished the notebook."""
+    """Return the day on which papermill finished the notebook."""
     papermill = notebook.get("metadata", {}).get("papermill", {})
     date = str(papermill.get("end_time") or papermill.get("start_time") or "")[:10]
     return date if re.fullmatch(r"\d{4}-\d\d-\d\d", date) else ""
 
 
-def _code_cell(cell: Mapping[str, Any], labels: dict[str, Float | None], where: str) -> list[Block]:
-    """The blocks of a cell's outputs; its floats are entered under their labels."""
+def _add_outputs(document: Document, cell: Mapping[str, Any], where: str) -> None:
+    """Add a cell's outputs; its first figure or table gets the caption, further pictures join the first."""
     about = _about(cell.get("metadata", {}), where)
-    blocks: list[Block] = []
-    shared: Float | None = None
+    shared: Node | None = None
     for output in _joined(cell.get("outputs", [])):
         own = _about(output.get("metadata", {}), where)
-        first: Float | None = None
-        for piece in _pieces(output):
-            if isinstance(piece, Prose | Printed):
-                blocks.append(piece)
+        first: Node | None = None
+        for node in _shown(output, document):
+            if node["t"] not in _KINDS:
+                document.blocks.append(node)
                 continue
-            owner = first if own else shared
-            if owner is not None and (own or about):
-                owner.items.append(piece)
+            owner = first if own else shared if about else None
+            if owner is not None and owner["t"] == node["t"] == "Figure":
+                owner["c"][2] += node["c"][2]
                 continue
-            said = own or about
-            caption = said.get("caption", "") or (piece.table.caption if isinstance(piece, TableView) else "")
-            label = said.get("label", "")
-            kind = label[:3] or ("fig" if isinstance(piece, Picture) else "tab")
-            float_ = Float(kind=kind, items=[piece], caption=_inlines(caption), label=label)
-            blocks.append(float_)
-            if label:
-                _enter(labels, label, float_, where)
-            if own:
-                first = float_
-            elif about:
-                shared = float_
+            document.blocks.append(node)
+            if owner is None and (said := own or about):
+                node["c"][0] = attributes(said["label"])
+                node["c"][1] = [None, [{"t": "Plain", "c": _caption(said["caption"], document)}]]
+                _enter(document, said["label"], where)
+            first = first or node
+            shared = shared or (node if not own else None)
         if own.get("label") and first is None:
-            _enter(labels, own["label"], None, where)
+            _enter(document, own["label"], where)
     if about.get("label") and shared is None:
-        _enter(labels, about["label"], None, where)
-    return blocks
+        _enter(document, about["label"], where)
 
 
 def _about(metadata: Mapping[str, Any], where: str) -> dict[str, str]:
-    """What metadata say of a figure or table: caption and label, checked."""
+    """Return caption and label that metadata give a figure or table; empty where they give neither."""
     about = metadata.get("vitfp8")
     if not isinstance(about, Mapping) or not ("caption" in about or "label" in about):
         return {}
@@ -203,249 +131,200 @@ def _about(metadata: Mapping[str, Any], where: str) -> dict[str, str]:
     if not isinstance(caption, str) or not isinstance(label, str):
         raise InputError(f"{where}: caption and label must be texts")
     if label and _LABEL.fullmatch(label) is None:
-        raise InputError(f"{where}: label {label[:60]!r} is not one: fig-NAME for a figure, tab-NAME for a table")
+        raise InputError(f"{where}: label {label[:60]!r} is malformed; write fig-NAME for a figure, tab-NAME for a table")
     if label and not caption.strip():
         raise InputError(f"{where}: label {label!r} has no caption, and without one there is no number to refer to")
     return {"caption": caption, "label": label}
 
 
-def _enter(labels: dict[str, Float | None], label: str, float_: Float | None, where: str) -> None:
-    """Put a label on record; each only once."""
-    if label in labels:
+def _enter(document: Document, label: str, where: str) -> None:
+    """Note a label; numbers follow when all of the document is read."""
+    if label and label in document.names:
         raise InputError(f"{where}: label {label!r} is used twice; each figure and table needs its own")
-    labels[label] = float_
+    if label:
+        document.names[label] = None
 
 
 def _joined(outputs: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Outputs, with what was printed to one stream in a row as one output."""
-    waiting: dict[str, Any] | None = None
+    """Yield outputs, consecutive prints to one stream as one output."""
+    last: dict[str, Any] | None = None
     for output in outputs:
-        if output["output_type"] == "stream":
-            if waiting is not None and waiting["name"] == output["name"]:
-                waiting["text"] += output["text"]
-                continue
-            if waiting is not None:
-                yield waiting
-            waiting = {**output}
+        stream = output["output_type"] == "stream"
+        if last is not None and stream and last["name"] == output["name"]:
+            last["text"] += output["text"]
             continue
-        if waiting is not None:
-            yield waiting
-            waiting = None
-        yield output
-    if waiting is not None:
-        yield waiting
+        if last is not None:
+            yield last
+        last = {**output} if stream else None
+        if not stream:
+            yield output
+    if last is not None:
+        yield last
 
 
-def _pieces(output: Mapping[str, Any]) -> Iterator[Prose | Printed | Picture | TableView]:
-    """What one output shows, in the richest form that every format can carry."""
+def _shown(output: Mapping[str, Any], document: Document) -> list[Node]:
+    """Return the blocks of one output, from the richest form that every format can carry."""
     if output["output_type"] == "stream":
-        yield from _printed(output["text"])
-        return
+        return _printed(output["text"])
     if output["output_type"] == "error":
-        yield from _printed("\n".join(output.get("traceback", [])) or f"{output.get('ename')}: {output.get('evalue')}")
-        return
+        return _printed("\n".join(output.get("traceback", [])) or f"{output.get('ename')}: {output.get('evalue')}")
     data = output.get("data", {})
+    told = data.get(TABLE_MIME)
+    if isinstance(told, Mapping) and (table := table_of_data(told)) is not None:
+        notes = told.get("notes")
+        notes = notes if isinstance(notes, list) else []
+        lines = [part for note in notes for part in [*literal(str(note)), {"t": "LineBreak"}]][:-1]
+        below = {"t": "Div", "c": [attributes("", "note"), [{"t": "Para", "c": clean(lines, document)}]]}
+        return [*clean([table], document), *([below] if lines else [])]
     if "text/markdown" in data:
-        for block in _prose(clean(markdown_tree(_text(data["text/markdown"])))):
-            if isinstance(block, Float):
-                yield from block.items
-            elif isinstance(block, Prose | Printed):
-                yield block
-        return
-    picture = _picture(data, output.get("metadata", {}))
-    if picture is not None:
-        yield picture
-    elif any(name in data for name in _PICTURES):
-        yield Prose(blocks=clean(markdown_tree("*(A picture stood here; its content is damaged.)*")))
-    elif "text/html" in data:
-        yield from _html_pieces(_text(data["text/html"]))
-    elif "text/latex" in data and "text/plain" not in data:
-        yield Prose(blocks=clean(markdown_tree(_text(data["text/latex"]))))
-    else:
-        yield from _printed(_text(data.get("text/plain", "")))
+        return clean(read_markdown(_text(data["text/markdown"])), document)
+    if picture := picture_of(data, output.get("metadata", {})):
+        return [{"t": "Figure", "c": [attributes(), [None, []], [{"t": "Plain", "c": [document.add_picture(picture)]}]]}]
+    if has_picture(data):
+        return [{"t": "Para", "c": [{"t": "Emph", "c": literal("(A picture stood here; its content is damaged.)")}]}]
+    if "text/html" in data:
+        return clean(read_html(_text(data["text/html"])), document)
+    if "text/latex" in data and "text/plain" not in data:
+        return clean(read_markdown(_text(data["text/latex"])), document)
+    return _printed(data.get("text/plain", ""))
 
 
 def _text(value: object) -> str:
-    """A MIME value as text: nbformat allows a list of lines."""
+    """Return a MIME value as text: nbformat allows a list of lines."""
     return "".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _printed(text: str) -> Iterator[Printed]:
-    """Printed text, if any is left of it."""
-    text = "\n".join(line.rstrip() for line in terminal_text(_text(text)).split("\n")).strip("\n")
-    if text:
-        yield Printed(text=text)
+def _printed(text: str) -> list[Node]:
+    """Return printed text as a block, if anything is left of it."""
+    text = terminal_text(_text(text))
+    return [{"t": "CodeBlock", "c": [attributes("", "printed"), text]}] if text else []
 
 
-def _picture(data: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Picture | None:
-    """The picture of a MIME bundle, if its content is one."""
-    formats: dict[str, bytes] = {}
-    for name, (ending, beginnings) in _PICTURES.items():
-        if name not in data:
-            continue
-        text = _text(data[name])
-        try:
-            if ending == "svg" and "<" in text:
-                content = text.encode("utf-8", "replace")
-            else:
-                content = base64.b64decode("".join(text.split()), validate=True)
-        except (binascii.Error, ValueError):
-            continue
-        if content.lstrip().startswith(beginnings):
-            formats[ending] = content
-    if not formats:
-        return None
-    width = (metadata or {}).get("image/png", {})
-    pixels = width.get("width") if isinstance(width, Mapping) else None
-    return Picture(formats=formats, width=pixels if isinstance(pixels, int) and 0 < pixels < 20_000 else None)
-
-
-def _html_pieces(html: str) -> Iterator[Prose | Printed | TableView]:
-    """Tables of an HTML output, and the words around them as prose."""
-    soup, tags = find_tables(html)
-    for number, tag in enumerate(tags):
-        tag.replace_with(f"\x02{number}\x02")
-    words = [clean(html_tree(part)) if part.strip() else [] for part in re.split(r"\x02\d+\x02", str(soup))]
-    if plain_text(words[0]):
-        yield Prose(blocks=words[0])
-    for tag, after in zip(tags, words[1:], strict=True):
-        table, note = read_table(tag), after if plain_text(after) else []
-        if table is not None:
-            yield TableView(tag=tag, table=table, note=note)
-        elif note:
-            yield Prose(blocks=note)
-
-
-def _inlines(caption: str) -> list[Node]:
-    """A caption's Markdown as one line of inline nodes."""
+def _caption(text: str, document: Document) -> list[Node]:
+    """Return a caption's Markdown as one line of inline nodes."""
     inlines: list[Node] = []
-    for block in clean(markdown_tree(" ".join(caption.split()))):
-        if block["t"] in ("Para", "Plain"):
-            inlines += [{"t": "Space"}] * bool(inlines) + block["c"]
-        else:
-            inlines.append({"t": "Str", "c": plain_text([block])})
+    for block in clean(read_markdown(" ".join(text.split())), document):
+        inlines += [{"t": "Space"}] * bool(inlines)
+        inlines += block["c"] if block["t"] in ("Para", "Plain") else literal(plain_text([block]))
     return inlines
 
 
-def _prose(tree: list[Node], attachments: Mapping[str, Picture] | None = None) -> list[Block]:
-    """A tree as blocks: its tables and code, if they stand alone, are set like every other table and printed text."""
-    blocks: list[Block] = []
-    for node in tree:
-        if node["t"] == "Table":
-            _, (tag,) = find_tables(write_tree([node], "html5"))
-            table = read_table(tag)
-            if table is not None:
-                view = TableView(tag=tag, table=table)
-                caption = node["c"][1][1]
-                inlines = caption[0]["c"] if caption and caption[0]["t"] in ("Plain", "Para") else []
-                blocks.append(Float(kind="tab", items=[view], caption=inlines))
-        elif node["t"] == "CodeBlock":
-            blocks.append(Printed(text=node["c"][1], code=True))
-        elif blocks and isinstance(blocks[-1], Prose):
-            blocks[-1].blocks.append(node)
-        else:
-            blocks.append(Prose(blocks=[node], attachments=attachments or {}))
-    return blocks
+def clean(blocks: list[Node], document: Document, attached: Mapping[str, Picture | None] | None = None) -> list[Node]:
+    """Take out of a tree what could act, and every attribute; what is refused is shown as the text that it was."""
+
+    def action(node: Node) -> list[Node] | None:
+        kind, content = node["t"], node.get("c", "")
+        if kind == "Str":
+            return [{"t": "Str", "c": visible(content)}]
+        if kind in ("RawInline", "RawBlock"):
+            text = content[1].strip()
+            if text.startswith("<!--"):
+                return []
+            if kind == "RawInline":
+                return [{"t": "LineBreak"}] if re.fullmatch(r"<br\s*/?>", text) else literal(visible(text))
+            return [{"t": "Para", "c": literal(visible(text))}]
+        if kind == "Math" and not formula_is_safe(content[1]):
+            return [{"t": "Code", "c": [attributes(), visible(content[1])]}]
+        if kind in ("Code", "CodeBlock"):
+            return [{"t": kind, "c": [attributes(), visible(content[1])]}]
+        if kind == "Link":
+            address = safe_url(content[2][0])
+            return content[1] if address is None else [{"t": "Link", "c": [attributes(), content[1], [address, ""]]}]
+        if kind == "Image":
+            address = urllib.parse.unquote(content[2][0])
+            picture = (attached or {}).get(address.removeprefix("attachment:"))
+            picture = picture or (picture_in(document.folder, address) if document.folder is not None else None)
+            return content[1] if picture is None else [document.add_picture(picture, content[1])]
+        if kind in ("Strikeout", "Underline", "SmallCaps"):
+            return content
+        if kind in ("Div", "Figure", "Span"):
+            return content[-1]
+        if kind == "Table":
+            table = tidy_table(node)
+            return [] if table is None else [table]
+        return [{"t": kind, "c": [content[0], attributes(), content[2]]}] if kind == "Header" else None
+
+    return transform(blocks, action)
 
 
-def _embed_pictures(blocks: list[Block], folder: Path | None) -> None:
-    """Find the pictures that prose names: attachments, and files inside the notebook's folder. Others become their words."""
-    for block in blocks:
-        if not isinstance(block, Prose):
-            continue
-        known = dict(block.attachments)
-
-        def action(node: Node, known: dict[str, Picture] = known) -> list[Node] | None:
-            """The picture that a file or attachment holds, else its words."""
-            if node["t"] != "Image":
-                return None
-            address = urllib.parse.unquote(node["c"][2][0])
-            name = address.removeprefix("attachment:")
-            if name not in known and folder is not None and not urllib.parse.urlsplit(address).scheme:
-                picture = _picture_file(folder, address)
-                if picture is not None:
-                    known[name] = picture
-            if name in known:
-                return [{"t": "Image", "c": [["", [], []], node["c"][1], [name, ""]]}]
-            return node["c"][1]
-
-        block.blocks = transform(block.blocks, action)
-        block.attachments = known
+def _number(document: Document) -> None:
+    """Number the captioned figures and tables, each kind by itself."""
+    counts = dict.fromkeys(_KINDS, 0)
+    for node in document.blocks:
+        if node["t"] in _KINDS and node["c"][1][1]:
+            counts[node["t"]] += 1
+            label = node["c"][0][0] or f"{node['t'].lower()}-{counts[node['t']]}"
+            node["c"][0] = attributes(label)
+            document.names[label] = f"{_KINDS[node['t']]} {counts[node['t']]}"
 
 
-def _picture_file(folder: Path, address: str) -> Picture | None:
-    """A picture in a file, if the file lies inside the folder."""
-    try:
-        path = (folder / address).resolve()
-        if not path.is_relative_to(folder.resolve()) or not path.is_file():
-            return None
-        content = path.read_bytes()
-    except (OSError, ValueError):
-        return None
-    for ending, beginnings in _PICTURES.values():
-        if path.suffix.lower().lstrip(".") in (ending, "jpeg") and content.startswith(beginnings):
-            return Picture(formats={ending: content})
-    return None
-
-
-def _take_subtitle(blocks: list[Block]) -> list[Node]:
-    """Take the notebook's title, its first heading, off the text, and raise the other headings if it stood above them."""
-    first = blocks[0] if blocks else None
-    if not isinstance(first, Prose) or first.blocks[0]["t"] != "Header" or first.blocks[0]["c"][0] != 1:
-        return []
-    title = first.blocks.pop(0)["c"][2]
-    headers = [node for block in blocks if isinstance(block, Prose) for node in block.blocks if node["t"] == "Header"]
+def _take_subtitle(document: Document) -> None:
+    """Take the notebook's title, its first heading, off the text; raise the other headings if they stood below it."""
+    first = document.blocks[0] if document.blocks else None
+    if first is None or first["t"] != "Header" or first["c"][0] != 1:
+        return
+    document.subtitle = document.blocks.pop(0)["c"][2]
+    headers = [node for node in document.blocks if node["t"] == "Header"]
     if all(node["c"][0] > 1 for node in headers):
         for node in headers:
             node["c"][0] -= 1
-    return title
 
 
-def _anchor_headings(blocks: list[Block]) -> list[tuple[int, str, str]]:
-    """Give each heading an anchor of its own, and links to headings (Jupyter's ``#Words-of-the-heading``) the right one."""
-    headings: list[tuple[int, str, str]] = []
-    prose = [block for block in blocks if isinstance(block, Prose)]
-    for block in prose:
-        for node in block.blocks:
-            if node["t"] == "Header":
-                words = plain_text(node["c"][2])
-                base = f"sec-{_slug(words)}"
-                taken = {anchor for _, anchor, _ in headings}
-                anchor = base if base not in taken else f"{base}-{len(headings)}"
-                node["c"][1] = [anchor, [], []]
-                headings.append((node["c"][0], anchor, words))
-    known = {anchor for _, anchor, _ in headings}
+def _resolved(node: Node, document: Document) -> list[Node] | None:
+    """Replace a reference to a figure or table by a link; leave citations of the bibliography; show others as typed.
+
+    Raises:
+        InputError: a reference looks like a label that no figure or table has.
+    """
+    if node["t"] != "Cite":
+        return None
+    keys = [citation["citationId"] for citation in node["c"][0]]
+    for key in keys:
+        if _LABEL.fullmatch(key) and key not in document.names:
+            known = suggest(key, document.names) if document.names else "there are no labels"
+            raise InputError(f"the text refers to @{key}, and no figure or table has this label; {known}")
+    if all(key in document.names for key in keys):
+        nodes: list[Node] = []
+        for key in keys:
+            name = document.names[key]
+            words = {"t": "Str", "c": (name or _WITHOUT_DATA[key[:3]]).replace(" ", "\u00a0" if name else " ")}
+            link = {"t": "Link", "c": [attributes(), [words], [f"#{key}", ""]]}
+            nodes += [{"t": "Str", "c": ","}, {"t": "Space"}] * bool(nodes) + [link if name else words]
+        return nodes
+    known_works = {work["id"] for work in document.citation.references}
+    return None if all(key in known_works for key in keys) else list(node["c"][1])
+
+
+def _anchor_headings(document: Document) -> None:
+    """Give each heading its anchor, and links to headings (``#Words-of-the-heading`` in Jupyter) the right one."""
+    for node in document.blocks:
+        if node["t"] == "Header":
+            words = plain_text(node["c"][2])
+            anchor = f"sec-{_slug(words)}"
+            if anchor in {taken for _, taken, _ in document.headings}:
+                anchor += f"-{len(document.headings)}"
+            node["c"][1] = attributes(anchor)
+            document.headings.append((node["c"][0], anchor, words))
+    known = {anchor for _, anchor, _ in document.headings}
 
     def action(node: Node) -> list[Node] | None:
-        """The link with the anchor that its heading got, else its words."""
-        if node["t"] != "Link" or not node["c"][2][0].startswith("#"):
+        if node["t"] != "Link" or not node["c"][2][0].startswith("#") or node["c"][2][0][1:] in document.names:
             return None
         anchor = f"sec-{_slug(urllib.parse.unquote(node['c'][2][0]))}"
         return [{"t": "Link", "c": [*node["c"][:2], [f"#{anchor}", ""]]}] if anchor in known else node["c"][1]
 
-    for block in prose:
-        block.blocks = transform(block.blocks, action)
-    return headings
+    document.blocks = transform(document.blocks, action)
 
 
 def _slug(words: str) -> str:
-    """Words as an anchor: lower case ASCII, digits and hyphens."""
+    """Return words as an anchor: lower-case ASCII letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "part"
 
 
-def _check_references(document: Document) -> None:
-    """Refuse a reference to a figure or table that the notebook does not have."""
-
-    def action(node: Node) -> list[Node] | None:
-        """Refuse a key that looks like a label and is none."""
-        for citation in node["c"][0] if node["t"] == "Cite" else ():
-            key = citation["citationId"]
-            if _LABEL.fullmatch(key) and key not in document.labels:
-                raise InputError(
-                    f"the text refers to @{key}, and no figure or table has this label; "
-                    + (suggest(key, document.labels) if document.labels else "there are no labels")
-                )
-        return None
-
-    for block in document.blocks:
-        transform(block.blocks if isinstance(block, Prose) else block.caption if isinstance(block, Float) else [], action)
+def _broken(node: Node) -> list[Node] | None:
+    """Give long words places to break."""
+    if node["t"] == "Str":
+        return [{"t": "Str", "c": breakable(node["c"])}]
+    if node["t"] == "Code":
+        return [{"t": "Code", "c": [node["c"][0], breakable(node["c"][1], LONGEST_NAME)]}]
+    return None

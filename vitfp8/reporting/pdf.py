@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vitfp8.errors import InputError
-from vitfp8.reporting.exporters import fonts_folder
+from vitfp8.reporting.fonts import fonts_folder
 
 #: In the order of preference.
 TEX_PROGRAMS = ("xelatex", "tectonic")
