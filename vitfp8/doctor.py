@@ -226,9 +226,10 @@ def _git() -> Iterator[Line]:
 
 def _power_readings() -> Iterator[Line]:
     """What reads power and energy: each probe of the monitor is opened as a run would open it."""
-    from vitfp8.monitor.apple import AppleEnergyProbe, PowermetricsProbe
+    from vitfp8.monitor.apple import AppleEnergyProbe
     from vitfp8.monitor.machine import RAPLProbe
     from vitfp8.monitor.nvidia import NVMLProbe
+    from vitfp8.monitor.powermetrics import PowermetricsProbe
 
     has_nvidia = bool(shutil.which("nvidia-smi")) or Path("/proc/driver/nvidia").exists()
     probes: list[tuple[str, str, Callable[[], Any], str | None]] = []

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import plistlib
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,41 @@ def test_powermetrics_tells_thermal_pressure_by_the_name_of_its_level():
     assert [sample["package_power_watts"] for sample in samples] == [1.172, 0.445]
 
 
+PLIST = "powermetrics_apple_silicon.plist"
+
+
+def test_powermetrics_as_plist_gives_the_same_columns_as_its_text():
+    first, second = parse_powermetrics("\0".join([recorded(PLIST), recorded(PLIST)]))
+    assert (
+        first
+        == second
+        == {
+            "elapsed_seconds": pytest.approx(3.01730475),
+            "cpu_power_watts": pytest.approx(9.92435),
+            "gpu_power_watts": pytest.approx(0.169958),
+            "ane_power_watts": 0.0,
+            "package_power_watts": pytest.approx(10.0943),
+            "gpu_utilization_percent": pytest.approx(9.8643),
+            "temperature_celsius": None,
+            "gpu_temperature_celsius": None,
+            "thermal_pressure": None,
+        }
+    )
+    assert list(first) == list(parse_powermetrics(recorded("powermetrics_m1_macos11.txt"))[0])
+
+
+def test_a_plist_of_an_earlier_system_gives_power_as_energy_over_time():
+    """Its names as public readers of macOS 12 know them; nobody has published a recording."""
+    values = {"elapsed_ns": 500_000_000, "thermal_pressure": "Heavy", "processor": {"gpu_energy": 305, "package_energy": 1046}}
+    (sample,) = parse_powermetrics(plistlib.dumps(values).decode())
+    assert (sample["gpu_power_watts"], sample["package_power_watts"]) == (pytest.approx(0.61), pytest.approx(2.092))
+    assert (sample["cpu_power_watts"], sample["thermal_pressure"]) == (None, "heavy")
+
+
+def test_a_plist_that_was_cut_off_is_no_sample():
+    assert len(parse_powermetrics(recorded(PLIST) + "\0" + recorded(PLIST)[:300])) == 1
+
+
 def test_a_usage_summary_at_the_end_is_no_sample():
     text = recorded("powermetrics_mac17_macos26_moderate.txt")
     text += "\n*** Summary system activity (Wed Oct  8 09:59:30 2025 +0200) (10458.15ms elapsed) ***\n\nGPU Power: 9 mW\n"
@@ -111,6 +147,7 @@ def test_notifyutil_is_believed_only_for_a_known_level(text):
 def tools(tmp_path, monkeypatch):
     """A folder that is the whole PATH: scripts that print the recordings, on a machine that says it is a Mac."""
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(os, "geteuid", lambda: 501)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "zeus_apple_silicon", None)
@@ -177,6 +214,18 @@ def test_powermetrics_is_run_with_sudo_that_never_asks_and_read_as_it_prints(too
     assert summary["unavailable"]["gpu_memory_used_bytes"] == "powermetrics does not tell"
     asked = (tools.folder / "sudo.log").read_text().splitlines()
     assert asked == ["-n powermetrics --samplers cpu_power,gpu_power,thermal -i 200"]
+
+
+def test_powermetrics_of_apple_silicon_is_read_as_plist(tools, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    tools("powermetrics", f"while :; do /bin/cat {RECORDED / PLIST}; printf '\\0'; /bin/sleep 0.05; done")
+    with GPUMonitor(0.2, powermetrics=True) as monitor:
+        wait_until(lambda: monitor.summary()["gpu_power_watts_max"] == pytest.approx(0.169958))
+    summary = monitor.summary()
+    periods = summary["energy_joules"] / (10.0943 * 3.01730475)  # watts and seconds of the recorded sample
+    assert round(periods) >= 1 and periods == pytest.approx(round(periods), abs=1e-3)
+    asked = (tools.folder / "sudo.log").read_text().splitlines()
+    assert asked == ["-n powermetrics --samplers cpu_power,gpu_power,thermal -i 200 -f plist"]
 
 
 def test_powermetrics_that_is_not_permitted_is_said_plainly_and_nothing_fails(tools):

@@ -6,10 +6,11 @@ room: what was not measured is None (never 0, and the reason is kept), and nothi
 It imports no torch.
 """
 
-from vitfp8.monitor.apple import parse_pmset, parse_powermetrics
+from vitfp8.monitor.apple import parse_pmset
 from vitfp8.monitor.gpu import GPUMonitor
 from vitfp8.monitor.heat import Heat, read_heat
 from vitfp8.monitor.machine import SystemMonitor
+from vitfp8.monitor.powermetrics import parse_powermetrics
 from vitfp8.monitor.stream import monitor_stream
 
 __all__ = ["GPUMonitor", "Heat", "SystemMonitor", "monitor_stream", "parse_pmset", "parse_powermetrics", "read_heat"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import platform
 
-from vitfp8.monitor.apple import AppleEnergyProbe, PowermetricsProbe
+from vitfp8.monitor.apple import AppleEnergyProbe
 from vitfp8.monitor.nvidia import NVMLProbe
+from vitfp8.monitor.powermetrics import PowermetricsProbe
 from vitfp8.monitor.probes import GPU_COLUMNS, Probe, Row, UnavailableError, say_once
 from vitfp8.monitor.sampling import Monitor
 
