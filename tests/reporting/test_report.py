@@ -470,7 +470,7 @@ def test_pictures_of_an_earlier_report_go(full: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "not json", '{"nbformat": 4, "nbformat_minor": 5, "cells": 3}'])
 def test_a_damaged_notebook_is_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").write_text(content)
-    with pytest.raises(InputError, match=r"a\.ipynb: is no notebook") as refusal:
+    with pytest.raises(InputError, match=r"a\.ipynb: is not a notebook") as refusal:
         export(tmp_path / "a.ipynb", tmp_path / "out", "html")
     assert "\n" not in str(refusal.value)
 

@@ -1,6 +1,6 @@
 """Known data sets, found, checked and read: scikit-learn's digits, IDX files, CIFAR's pickles. No torch.
- A file that is there but damaged is refused. Folders of class folders are
-read in `vitfp8.data.folders`.
+
+A file that is there but damaged is refused. `vitfp8.data.folders` reads folders of class folders.
 """
 
 from __future__ import annotations
