@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfp8.compilation import Compilation, compile_model
+from vitfp8.determinism import set_determinism
 from vitfp8.errors import InputError
-from vitfp8.experiment import set_determinism
 from vitfp8.model import create_model, decay_groups, forward_flops
 from vitfp8.params import Layer, RunParams, read_layer, validate
 from vitfp8.precision import prepare

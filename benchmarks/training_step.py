@@ -107,7 +107,7 @@ def step_of(variant: str, params: Any) -> tuple[Callable[[], None], str]:
     import torch
     from torch.nn import functional as F
 
-    from vitfp8.experiment import set_determinism
+    from vitfp8.determinism import set_determinism
     from vitfp8.memory import keep_freed_memory
     from vitfp8.model import create_model, decay_groups
     from vitfp8.precision import prepare

@@ -34,14 +34,15 @@ MAY_IMPORT = {
     "monitor": {"errors", "params"},
     "checkpoint": {"errors", "files"},
     "memory": {"errors", "params"},
+    "determinism": {"params"},
     "interrupt": set(),
     "random_state": set(),
     "epoch": set(),
     "compilation": {"errors", "params", "precision"},
     "trainer": {"errors", "params", "data", "model", "precision", "checkpoint", "compilation", "memory"}
     | {"epoch", "interrupt", "random_state"},
-    "experiment": TRAINS | {"checkpoint", "trainer", "compilation", "epoch"},
-    "ptq": TRAINS | {"checkpoint", "experiment"},
+    "experiment": TRAINS | {"checkpoint", "trainer", "compilation", "determinism", "epoch"},
+    "ptq": TRAINS | {"checkpoint", "determinism", "experiment", "files"},
     "analysis": {"errors", "catalog", "params", "home", "record"},
     # preflight asks the machine: what needs torch inside a function, battery and heat through the torch-free monitor
     "run": TRAINS | {"files", "analysis", "pretrained", "compilation", "experiment", "ptq"},

@@ -19,8 +19,9 @@ from tests.analysis.records import imported, make_record, write_notebook
 from vitfp8 import experiment
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.cli import main
+from vitfp8.determinism import set_determinism
 from vitfp8.errors import InputError
-from vitfp8.experiment import check_experiment, set_determinism
+from vitfp8.experiment import check_experiment
 from vitfp8.params import Layer, RunParams, read_layer, validate
 from vitfp8.params.quantization import QuantizeParams, parameters_of
 from vitfp8.verify.checks import verify_data

@@ -61,7 +61,7 @@ def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None
         note_aside = aside.with_suffix(".sha256.tmp")
         _write_note(note_aside, digest, path.name, flushed)
         if before is not None and path.is_file() and note.is_file():
-            _keep(path, before)  # while `path` is whole: at no instant are both torn
+            _keep(path, before)  # while `path` is whole: at every instant one of the two is whole
         # the digest goes first: a crash between the two moves leaves a file that reads as altered, never one taken on trust
         note_aside.replace(note)
         aside.replace(path)

@@ -1,4 +1,4 @@
-"""Memory of a training: freed blocks that are kept, peaks of a GPU's allocator, and what to say when there is no more."""
+"""Memory of a training: freed blocks that are kept, peaks of a GPU's allocator, and the error line when memory runs out."""
 
 from __future__ import annotations
 

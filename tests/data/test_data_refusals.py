@@ -25,8 +25,8 @@ from vitfp8.data import (
     count_classes,
     data_digest,
     eval_batches,
-    formats,
     load_data,
+    readers,
     sample_grid,
     sources,
 )
@@ -138,7 +138,7 @@ def cifar_files(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> Pa
         sums[file] = hashlib.md5(raw).hexdigest()
     train, test = (tuple((file, sums[file]) for file, _ in files) for files in (known.train, known.test))
     monkeypatch.setattr(
-        formats, "CIFAR_FILES", {"cifar10": replace(known, train=train, test=test, meta=(known.meta[0], sums[known.meta[0]]))}
+        readers, "CIFAR_FILES", {"cifar10": replace(known, train=train, test=test, meta=(known.meta[0], sums[known.meta[0]]))}
     )
     return folder
 
@@ -187,7 +187,7 @@ def test_a_class_that_an_idx_files_training_or_test_part_lacks_is_refused_by_nam
 
 def test_splits_of_a_set_that_is_not_there_yet_are_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(formats, "system_folders", lambda: ())
+    monkeypatch.setattr(readers, "system_folders", lambda: ())
     (tmp_path / "answer").write_text("here")
     monkeypatch.setattr(sources, "DOWNLOAD_URLS", dict.fromkeys(sources.DOWNLOAD_URLS, (tmp_path / "answer").as_uri()))
     for dataset, images in (("fashion_mnist", 54_000), ("cifar10", 45_000), ("cifar100", 45_000)):

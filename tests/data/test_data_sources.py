@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision import transforms
 
 from vitfp8.catalog import DATASETS
-from vitfp8.data import check_dataset, formats, load_data, sources
+from vitfp8.data import check_dataset, load_data, readers, sources
 from vitfp8.data.folders import decode_image, list_image_folder
 from vitfp8.data.readers import CIFAR_FILES, FASHION_CLASSES, read_digits
 from vitfp8.data.sources import DOWNLOAD_URLS, read_source
@@ -50,7 +50,7 @@ def refusal(**kwargs: object) -> str:
 def _elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working directory, no system folders, no internet."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
-    monkeypatch.setattr(formats, "system_folders", lambda: ())
+    monkeypatch.setattr(readers, "system_folders", lambda: ())
     monkeypatch.setattr(sources, "DOWNLOAD_URLS", dict.fromkeys(DOWNLOAD_URLS, NOWHERE + "archive"))
     monkeypatch.setattr(tvd.FashionMNIST, "mirrors", [NOWHERE])
     for dataset in (tvd.CIFAR10, tvd.CIFAR100):
@@ -115,15 +115,15 @@ def test_fashion_mnist_is_found_in_the_data_folder_and_then_where_the_system_put
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_fashion_mnist(tmp_path / "system")
-    monkeypatch.setattr(formats, "system_folders", lambda: (tmp_path / "system",))
-    assert formats.find_fashion_mnist(None) == tmp_path / "system"
+    monkeypatch.setattr(readers, "system_folders", lambda: (tmp_path / "system",))
+    assert readers.find_fashion_mnist(None) == tmp_path / "system"
     write_fashion_mnist(Path("data"))
-    assert formats.find_fashion_mnist(None) == Path("data")
+    assert readers.find_fashion_mnist(None) == Path("data")
 
 
 def test_a_folder_that_the_user_names_is_not_replaced_by_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_fashion_mnist(tmp_path / "system")
-    monkeypatch.setattr(formats, "system_folders", lambda: (tmp_path / "system",))
+    monkeypatch.setattr(readers, "system_folders", lambda: (tmp_path / "system",))
     (tmp_path / "mine").mkdir()
     assert "Fashion-MNIST is not in" in refusal(dataset="fashion_mnist", data_dir=tmp_path / "mine", download=False)
 
@@ -133,7 +133,7 @@ def test_the_real_fashion_mnist_is_what_the_catalogue_says(monkeypatch: pytest.M
     monkeypatch.undo()
     data = load_data(dataset="fashion_mnist", data_dir=DEBIAN, image_size=28, download=False)
     assert data.sizes == {"train": 54_000, "validation": 6_000, "test": 10_000}
-    assert DEBIAN in formats.system_folders()
+    assert DEBIAN in readers.system_folders()
     row = DATASETS["fashion_mnist"]
     assert data.pixels is not None
     train = data.pixels[:60_000].double() / 255
@@ -236,7 +236,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
 
         train, test = (tuple((file, sums[file]) for file, _ in files) for files in (known.train, known.test))
         made = replace(known, train=train, test=test, meta=(known.meta[0], sums[known.meta[0]]))
-        monkeypatch.setattr(formats, "CIFAR_FILES", {name: made})
+        monkeypatch.setattr(readers, "CIFAR_FILES", {name: made})
         theirs = tvd.CIFAR10 if name == "cifar10" else tvd.CIFAR100
         monkeypatch.setattr(theirs, "train_list", [list(row) for row in train])
         monkeypatch.setattr(theirs, "test_list", [list(row) for row in test])

@@ -20,7 +20,7 @@ from torchgen.gen import parse_native_yaml
 from torchgen.model import DispatchKey
 
 from tests.precision.test_no_waiting import META, Reads, a_trainer
-from vitfp8.experiment import set_determinism
+from vitfp8.determinism import set_determinism
 from vitfp8.precision import layers
 from vitfp8.precision.layers import Arithmetic, attention_kernel
 from vitfp8.trainer import ViTTrainer

@@ -35,7 +35,7 @@ OTHER_PICTURES = frozenset(
 #: Folders that systems leave behind, with copies or thumbnails of pictures in them; passed over like hidden ones.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 
-#: Split → how its folder may be called. Capitals and what is no letter do not matter: ``Training``, ``test_set``, ``val2017``.
+#: Split → how its folder may be called. Case and non-letters do not matter: ``Training``, ``test_set``, ``val2017``.
 _SPLIT_NAMES: Mapping[int, re.Pattern[str]] = MappingProxyType(
     {
         part: re.compile(f"(?:{words})(?:set|data|images?|imgs?|split|folder|samples)*")

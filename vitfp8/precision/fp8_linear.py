@@ -14,25 +14,25 @@ What
 
 Which format where
     Activations and weights need precision and go to E4M3 (3 mantissa bits, largest 448). Gradients need range and go to E5M2
-    (2 mantissa bits, largest 57344) under one scale a tensor; recipes with finer scales need no range and use E4M3 throughout.
+    (2 mantissa bits, largest 57344) under per-tensor scales; recipes with finer scales need no range and use E4M3 throughout.
     Recipes are rows of `vitfp8.precision.recipes.RECIPES`.
 
 In which order
     1. The input is cast to the base format, as autocast would do it. The weight is quantised from its FP32 master.
     2. Each operand is scaled in FP32 and rounded to the grid, ties to even, saturating. An operand of two products is
-       quantised once where its blocks are the same for both (one scale a tensor, 128×128 tiles), else twice, each time from high
+       quantised once where its blocks are the same for both (per-tensor scales, 128×128 tiles), else twice, each time from high
        precision and along the dimension that the product sums over.
     3. The grid values are multiplied. A product of two FP8 values is exact in FP32, and every FP8 value is exact in BF16,
        so a BF16 product with FP32 accumulation is *the* FP8 product, and so is an FP32 or TF32 one: they differ in the
        order of summation only.
-    4. The sum is descaled once. One scale a tensor: by 1/(scaleₐ·scale_b), applied to the FP32 sum before its only
+    4. The sum is descaled once. Per-tensor scales: by 1/(scaleₐ·scale_b), applied to the FP32 sum before its only
        rounding to the base format (``alpha`` of BLAS; it costs nothing). Power-of-two scales: before the product, since
        grid value ÷ power of two is exact in BF16 and FP32; the product then needs no descaling whatever the block shape,
        and its sum is the exact block-scaled sum.
     5. The bias is added in the base format (a second rounding, as torchao does it; its gradient is the column sum of g).
     6. The weight gradient is rounded to the base format like every product, then handed over as FP32.
 
-    Dequantising under a scale that is no power of two *before* the product would not do: the operands would need more than FP8's
+    Dequantising under a scale that is not a power of two *before* the product would not do: operands would need more than FP8's
     bits, and BF16 or TF32 would round them again.
 
 What this does not model

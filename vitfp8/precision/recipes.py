@@ -128,7 +128,7 @@ class Recipe:
 
     @property
     def one_scale(self) -> bool:
-        """Whether every operand has one scale that is no power of two: products run on the grid, and are descaled after."""
+        """Whether every operand has one scale that is not a power of two: products run on the grid, and are descaled after."""
         return not self.fprop[0].power_of_two
 
     @property

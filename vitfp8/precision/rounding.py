@@ -34,7 +34,7 @@ from vitfp8.precision.formats import NumberFormat
 SWITCH = "VITFP8_CPU_QUANTIZER"
 """Environment variable; ``0`` keeps quantisation in eager PyTorch."""
 
-#: The C++ source; its comments and layout are no part of the code digest.
+#: The C++ source; its comments and layout are not part of the code digest.
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
 # Strict IEEE arithmetic: no contraction, no reassociation. The rest lets a comparison be a vector instruction.

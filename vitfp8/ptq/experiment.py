@@ -14,13 +14,15 @@ from torch import Tensor
 
 from vitfp8.checkpoint import file_digest
 from vitfp8.data import check_dataset
-from vitfp8.experiment import device_facts, run_folder_of
+from vitfp8.determinism import device_facts
+from vitfp8.experiment import run_folder_of
 from vitfp8.home import from_home
 from vitfp8.model import create_model
 from vitfp8.monitor import SystemMonitor
 from vitfp8.params.quantization import QuantizeParams
-from vitfp8.precision import PRECISIONS, choose_backend, prepare, resolve_device
+from vitfp8.precision import choose_backend, prepare, resolve_device
 from vitfp8.precision.formats import sqnr
+from vitfp8.precision.preparation import PRECISIONS
 from vitfp8.ptq.safetensors import load_quantized, save_quantized
 from vitfp8.ptq.schemes import QuantizedWeight, Scheme, block_layers, calibrate, quantized, schemes
 from vitfp8.ptq.trained_model import Logits, TrainedModel, find_source, load_trained, source_parameters, verified_checkpoint

@@ -9,7 +9,6 @@ the file executes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitfp8.errors import InputError
+from vitfp8.files import write_whole
 from vitfp8.ptq.schemes import QuantizedWeight, Scheme, block_layers, scale_bytes, scale_from_bytes
 
 #: Layout of the file, in its metadata.
@@ -35,7 +35,7 @@ def save_quantized(
     amax: Mapping[str, Tensor],
     about: Mapping[str, Any],
 ) -> None:
-    """Write a quantised model, aside and then in place.
+    """Write a quantised model, atomically.
 
     Args:
         path: the file; its folder is made.
@@ -58,13 +58,10 @@ def save_quantized(
         "layers": json.dumps(sorted(weights)),
         "about": json.dumps(dict(about), sort_keys=True),
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(save(tensors, metadata))  # not save_file, whose files only their owner may read
-        aside.replace(path)
+        write_whole(path, save(tensors, metadata))  # not save_file, whose files only their owner may read
     except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error}); check disk space and permissions, or set export: false") from None
 
 
@@ -88,7 +85,7 @@ def load_quantized(path: Path, model: VisionTransformer) -> tuple[Scheme, dict[s
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as an exported model ({' '.join(str(error).split())[:150]})") from None
     if about.get("vitfp8_export") != EXPORT_VERSION:
-        raise InputError(f"{path}: is no exported model of this version of vitfp8")
+        raise InputError(f"{path}: is not an exported model of this version of vitfp8")
     names = json.loads(about["layers"])
     scheme = Scheme(format=about["format"], granularity=about["granularity"], operands="weights")
     weights, amax = {}, {}

@@ -18,15 +18,17 @@ from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint
 from vitfp8.data import ImageData, eval_batches
 from vitfp8.data.batches import augmentation_of
 from vitfp8.data.draws import fixed_order
+from vitfp8.determinism import set_determinism
 from vitfp8.errors import InputError
-from vitfp8.experiment import data_of, set_determinism
+from vitfp8.experiment import data_of
 from vitfp8.home import at_home, run_command
 from vitfp8.memory import keep_freed_memory
 from vitfp8.model import create_model, model_facts
 from vitfp8.params import Layer, RunParams, field_notes, idle_values, validate
 from vitfp8.params.quantization import QuantizeParams
-from vitfp8.precision import PRECISIONS, PreparedPrecision, prepare, resolve_device
+from vitfp8.precision import PreparedPrecision, prepare, resolve_device
 from vitfp8.precision.capability import devices_passed_over
+from vitfp8.precision.preparation import PRECISIONS
 from vitfp8.record import (
     RunRecord,
     best_weights,

@@ -37,6 +37,7 @@ _TRAINING = (
     "data/operations.py",
     "data/sources.py",
     "data/splits.py",
+    "determinism.py",
     "epoch.py",
     "experiment.py",
     "model.py",
