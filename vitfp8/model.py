@@ -62,12 +62,12 @@ def create_model(params: RunParams, classes: int) -> VisionTransformer:
     except InputError:
         raise
     except TypeError as error:
-        raise InputError(f"model: {params.model!r}: is no Vision Transformer that takes these sizes ({error})") from None
+        raise InputError(f"model: {params.model!r}: is not a Vision Transformer that takes these sizes ({error})") from None
     except (AssertionError, ValueError, RuntimeError, OSError) as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"model: {params.model!r}: cannot be built with these sizes ({why})") from None
     if not isinstance(model, VisionTransformer):
-        raise InputError(f"model: {params.model!r}: is no Vision Transformer; `timm.list_models('vit_*')` lists them")
+        raise InputError(f"model: {params.model!r}: is not a Vision Transformer; `timm.list_models('vit_*')` lists them")
     if not isinstance(model.patch_embed.proj, nn.Conv2d) or not all(hasattr(block, "attn") for block in model.blocks):
         odd = {type(model.patch_embed).__name__, *(type(block).__name__ for block in model.blocks)} - {"PatchEmbed", "Block"}
         raise InputError(

@@ -48,7 +48,7 @@ _READABLE = "give a file that you may read, or set pretrained: false"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class TrainedWeights:
     """Where the trained weights of a model come from.
 
     Attributes:
@@ -78,7 +78,7 @@ class Source:
         )
 
 
-def find_weights(model: str, pretrained_file: str | None = None) -> Source:
+def find_weights(model: str, pretrained_file: str | None = None) -> TrainedWeights:
     """Where the trained weights of a model are. Asks no network.
 
     Args:
@@ -97,7 +97,7 @@ def find_weights(model: str, pretrained_file: str | None = None) -> Source:
             raise InputError(f"{asked}: cannot be read ({error.strerror}); {_READABLE}") from None
         if not is_file:
             raise InputError(f"{asked}: {'is a folder, not a file' if given.is_dir() else 'there is no such file'}")
-        return Source(asked=asked, path=given, tag=tag)
+        return TrainedWeights(asked=asked, path=given, tag=tag)
     asked = f"pretrained: true: {model}"
     if config is None or not (config.hf_hub_id or config.url):
         raise InputError(
@@ -111,12 +111,12 @@ def find_weights(model: str, pretrained_file: str | None = None) -> Source:
         files = (file,) if not file.endswith(".bin") else (safe, file)
         cached = (huggingface_hub.try_to_load_from_cache(hub, name, revision=revision or None) for name in files)
         held = next((Path(hit) for hit in cached if isinstance(hit, str)), None)
-        return Source(asked=asked, path=held, hub=hub, revision=revision or None, files=files, tag=tag)
+        return TrainedWeights(asked=asked, path=held, hub=hub, revision=revision or None, files=files, tag=tag)
     url = config.url if isinstance(config.url, str) else config.url[0]
     if url.endswith(".npz"):
         raise InputError(f"{asked}: these weights are a NumPy archive of JAX's layout, which is not read here; take another tag")
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    return Source(asked=asked, path=path if path.is_file() else None, url=url, tag=tag)
+    return TrainedWeights(asked=asked, path=path if path.is_file() else None, url=url, tag=tag)
 
 
 def weights_digest(model: str, pretrained_file: str | None = None) -> str | None:
@@ -137,7 +137,7 @@ def _is_offline() -> bool:
     return huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def check_reachable(source: Source) -> None:
+def check_reachable(source: TrainedWeights) -> None:
     """Ask for the file's header, and no more, where the file is not on this machine.
 
     Args:
@@ -167,7 +167,7 @@ def check_reachable(source: Source) -> None:
     raise source.refusal(f"it holds none of {', '.join(source.files)}")
 
 
-def fetch_weights(source: Source) -> Path:
+def fetch_weights(source: TrainedWeights) -> Path:
     """The file of the weights, downloaded where it is not on this machine.
 
     Args:
@@ -279,7 +279,7 @@ def _load(path: Path, asked: str) -> Any:
 
 
 @contextmanager
-def loading(source: Source, path: Path) -> Iterator[dict[str, Any]]:
+def loading(source: TrainedWeights, path: Path) -> Iterator[dict[str, Any]]:
     """Within, a model that timm creates with ``pretrained=True`` takes these weights; yields what the record says of them.
 
     On the meta device nothing is copied, and the same is refused.
