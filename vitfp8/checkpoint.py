@@ -176,7 +176,7 @@ def first_sound(paths: Sequence[Path], *, device: torch.device | str = "cpu") ->
     """The first checkpoint that can be trusted, in the order of `paths`; those that are not there are passed over.
 
     Returns:
-        What it holds, its path, and what is wrong with those before it; None where there is none at all.
+        What it holds, its path, and what is wrong with those before it; None where there are no checkpoints.
 
     Raises:
         CheckpointError: there are some, and none is sound.

@@ -118,7 +118,7 @@ class PreparedRun:
         device: where it runs.
         data: the data set on the device.
         model: the model, its precision prepared.
-        facts: of the model: parameters, FLOPs an image, sizes.
+        facts: of the model: parameters, FLOPs per image, sizes.
         precision: effective precision and loss scaling.
         determinism: what the record says of repeats.
         trainer: trains it.

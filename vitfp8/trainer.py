@@ -126,7 +126,7 @@ class ViTTrainer:
         self._interrupt = Interrupt()
         self._saved_at = time.monotonic()
         self._flushed_at = -math.inf
-        self._unflushed: set[str] = set(RESUMABLE[:1])  # of an earlier process nobody knows
+        self._unflushed: set[str] = set(RESUMABLE[:1])  # whether an earlier process flushed it is not known
 
     # ---------------------------------------------------------------------------------------------------- training
 

@@ -48,7 +48,7 @@ class TrainBatches:
 
     Args:
         data: the data set.
-        batch_size: images a step.
+        batch_size: images per step.
         augmentation: a key of `AUGMENTATIONS`.
         seed: the run's seed.
 
@@ -98,7 +98,7 @@ def eval_batches(data: ImageData, split_name: str, batch_size: int) -> Iterator[
 
     Args:
         split_name: ``train``, ``validation``, ``test`` or ``train_clean``.
-        batch_size: images a batch; the last may have fewer.
+        batch_size: images per batch; the last may have fewer.
 
     Yields:
         images, float32 [B, C, S, S], and labels, int64 [B], on the device.

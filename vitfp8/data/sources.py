@@ -107,7 +107,7 @@ def _given(dataset: str, data_dir: str | Path | None) -> Path | None:
             raise InputError("data_dir: dataset imagefolder needs it; give a folder that has a folder of images for each class")
         return None
     folder = Path(data_dir)
-    with suppress(RuntimeError):  # ~somebody who is not there
+    with suppress(RuntimeError):  # ~name of a user who does not exist
         folder = folder.expanduser()
     if not folder.is_dir():  # meant from the study's home, as a terminal there means it
         folder = at_home(folder)
@@ -209,8 +209,8 @@ def check_dataset(
     Args:
         dataset: a key of `vitfp8.catalog.DATASETS`.
         data_dir: the user's folder; None: the usual places.
-        validation_fraction: share of the training images held out for validation; None: whether it can be is not asked.
-        batch_size: images a step; None: the same.
+        validation_fraction: share of the training images held out for validation; None: not checked.
+        batch_size: images per step; None: not checked.
 
     Raises:
         InputError: it is not there and cannot be had, is damaged, cannot be divided, or has fewer training images than a batch.

@@ -89,7 +89,7 @@ def check_batch_size(batch_size: int, training_images: int) -> None:
     """Refuse a batch of more images than there are to train on.
 
     Args:
-        batch_size: images a step.
+        batch_size: images per step.
 
     Raises:
         InputError: not between 1 and that.

@@ -180,7 +180,7 @@ def format_named(name: str) -> NumberFormat:
     """The row of `FORMATS` called ``name``.
 
     Raises:
-        InputError: there is none; the message suggests one.
+        InputError: the name is unknown; the message suggests one.
     """
     try:
         return FORMATS[name]

@@ -36,7 +36,7 @@ class Grid:
         self._dtype = _CONVERTIBLE.get(format)
 
     def holds(self, x: Tensor) -> bool:
-        """Whether the values of `x` are known to be on the grid: `mark` said so, and nobody has written into it since."""
+        """Whether the values of `x` are known to be on the grid: `mark` was called, and it was not written to since."""
         return getattr(x, "_on_grid_of", None) == (self.format, _version(x))
 
     def operand(self, x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Grid:
         return routine.round(x, self._dtype) if x.is_contiguous() else routine.round(x.contiguous(), self._dtype, in_place=True)
 
     def fresh_operand(self, fresh: Tensor) -> Tensor:
-        """A tensor that nobody else holds, on the grid; rounded in place."""
+        """Round a tensor to the grid in place; the caller holds it alone."""
         if self._dtype is None:
             return round_to_format(fresh, self.format, saturate=False)
         if fresh.is_contiguous() and (routine := _routine(fresh)) is not None:

@@ -1,6 +1,6 @@
 """What a precision is (one row), whether the machine has it, and the one verb that gives it to a model: `prepare`.
 
-Outside this room nobody names a dtype. The trainer gets a `PreparedPrecision`, calls `backward` and `step`, and stores its
+No other room names a dtype. The trainer gets a `PreparedPrecision`, calls `backward` and `step`, and stores its
 `report` in the record.
 """
 

@@ -249,7 +249,7 @@ def recipe_named(name: str) -> Recipe:
     """The row of `RECIPES` called ``name``.
 
     Raises:
-        InputError: there is none; the message suggests one.
+        InputError: the name is unknown; the message suggests one.
     """
     try:
         return RECIPES[name]

@@ -117,7 +117,7 @@ class CpuQuantizer:
     def blocks(
         self, tensor: Tensor, number_format: NumberFormat, container: torch.dtype, block: tuple[int, int], rule: str
     ) -> tuple[Tensor, Tensor]:
-        """Quantise and dequantise with a power-of-two scale a block.
+        """Quantise and dequantise with one power-of-two scale per block.
 
         Args:
             tensor: contiguous matrix, float32 or bfloat16.
@@ -157,7 +157,7 @@ def load() -> CpuQuantizer | None:
     if compiler is None:
         return None
     # PyTorch's Linux builds bring an OpenMP library into the process; left unlinked, the routine finds that one and shares
-    # its threads. Where there is none, loading fails, and one thread has to do.
+    # its threads. Without one, loading fails, and a single thread does the work.
     for openmp in (["-fopenmp"], []) if sys.platform == "linux" else ([],):
         try:
             path, description = _built(compiler, openmp)

@@ -1,13 +1,13 @@
 """What is quantised and how: formats, scales, weights, and a linear layer that multiplies quantised operands.
 
 A weight W of shape [out, in] becomes codes and scales: code = round(W · scale) on the format's grid, where scale moves the
-largest magnitude that shares it to the format's largest number. ``tensor`` has one scale, ``channel`` one a row (output channel),
+largest magnitude that shares it to the format's largest number. ``tensor`` has one scale, ``channel`` one per row (output channel),
 ``mx`` one for each 32 elements along ``in``, a power of two (rounded so that nothing saturates).
 
 Weights alone: the dequantised weight, code ÷ scale, stands in the layer, whose own arithmetic rounds it as it would any weight
 (so does a weight-only kernel, which widens the codes to the compute format). Weights and activations: the product is of codes,
 accumulated in FP32, divided by the scales once, plus bias, and rounded to the layer's result format. Scales of activations come
-from calibration, one a layer; those of MX blocks are computed as the block comes, as the format has it, and their dequantised
+from calibration, one per layer; those of MX blocks are computed as the block comes, as the format has it, and their dequantised
 values, exact in FP32, are multiplied.
 
 Sources: Nagel et al. 2021, *A White Paper on Neural Network Quantization* (arXiv 2106.08295), section 2; OCP *Microscaling

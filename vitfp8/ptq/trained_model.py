@@ -88,7 +88,7 @@ def load_model(
     params = recorded_parameters(notebook, record)
     path, _ = verified_weights(notebook, record, weights)
     classes = int(record.data.get("classes") or DATASETS[params.dataset].classes or 10)
-    with torch.random.fork_rng(devices=[]):  # the weights that are drawn first and replaced shift nobody's random numbers
+    with torch.random.fork_rng(devices=[]):  # drawing the initial weights must not advance the caller's generators
         return trained_model(notebook, record, params, path, classes=classes, device=place).eval()
 
 
