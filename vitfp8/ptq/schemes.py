@@ -1,8 +1,8 @@
 """What is quantised and how: formats, scales, weights, and a linear layer that multiplies quantised operands.
 
 A weight W of shape [out, in] becomes codes and scales: code = round(W · scale) on the format's grid, where scale moves the
-largest magnitude that shares it to the format's largest number. ``tensor`` has one scale, ``channel`` one per row (output channel),
-``mx`` one for each 32 elements along ``in``, a power of two (rounded so that nothing saturates).
+largest magnitude that shares it to the format's largest number. ``tensor`` has one scale, ``channel`` one per row (output
+channel), ``mx`` one for each 32 elements along ``in``, a power of two (rounded so that nothing saturates).
 
 Weights alone: the dequantised weight, code ÷ scale, stands in the layer, whose own arithmetic rounds it as it would any weight
 (so does a weight-only kernel, which widens the codes to the compute format). Weights and activations: the product is of codes,
