@@ -198,27 +198,30 @@ def test_whenever_a_save_is_cut_short_one_of_the_two_is_whole(
 
 
 @pytest.fixture
-def flushed(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Inodes of the files that were flushed to disk; a power cut loses the content of others."""
-    inodes: set[int] = set()
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], bool]:
+    """Whether a file was flushed to disk as it is; a power cut loses the content of others."""
+    flushed: set[tuple[int, int]] = set()
     original = os.fsync
+
+    def identity(status: os.stat_result) -> tuple[int, int]:
+        return status.st_ino, status.st_mtime_ns  # an inode alone may be that of a file that is gone
 
     def recorded(handle: int) -> None:
         original(handle)
-        inodes.add(os.fstat(handle).st_ino)
+        flushed.add(identity(os.fstat(handle)))
 
     monkeypatch.setattr(os, "fsync", recorded)
-    return inodes
+    return lambda path: identity(path.stat()) in flushed
 
 
 def test_after_a_power_cut_a_training_of_short_epochs_continues_from_a_flushed_checkpoint_to_the_same_bits(
-    prepared: Callable[..., PreparedRun], flushed: set[int], monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[..., PreparedRun], on_disk: Callable[[Path], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vitfp8.trainer, "FLUSH_SECONDS", 3600.0)
     straight = run(prepared(folder="straight", epochs=4))
     died = prepared(epochs=4)
     die_after(died, 3 * len(died.trainer.batches) + 3)
-    lost = [path for path in (died.folder / "checkpoints").iterdir() if path.stat().st_ino not in flushed]
+    lost = [path for path in (died.folder / "checkpoints").iterdir() if not on_disk(path)]
     assert {path.name for path in lost} >= {"last.pt", "last.pt.sha256"}, "the epochs are short: not each one is flushed"
     for path in lost:
         path.write_bytes(b"")
@@ -227,17 +230,17 @@ def test_after_a_power_cut_a_training_of_short_epochs_continues_from_a_flushed_c
     assert continued.trainer.epoch == 1, "the epochs since the last flush are lost"
     assert run(continued).deterministic["digest"] == straight.deterministic["digest"]
     for path in (died.folder / "checkpoints").iterdir():
-        assert path.stat().st_ino in flushed, f"{path.name}: flushed at the end"
+        assert on_disk(path), f"{path.name}: flushed at the end"
 
 
 def test_epochs_that_take_long_are_flushed_one_by_one(
-    prepared: Callable[..., PreparedRun], flushed: set[int], monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[..., PreparedRun], on_disk: Callable[[Path], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vitfp8.trainer, "FLUSH_SECONDS", 0.0)
     died = prepared(epochs=3)
     die_after(died, 2 * len(died.trainer.batches) + 3)
     for path in (died.folder / "checkpoints").iterdir():
-        assert path.stat().st_ino in flushed, path.name
+        assert on_disk(path), path.name
 
 
 def test_a_file_system_without_links_keeps_the_one_before_by_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
