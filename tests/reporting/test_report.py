@@ -263,6 +263,17 @@ def test_nothing_in_the_pdf_leaves_its_page(pdf_file: Path) -> None:
 
 
 @needs_poppler
+def test_no_page_ends_early_while_text_follows(pdf_file: Path) -> None:
+    boxes = subprocess.run(["pdftotext", "-bbox", pdf_file, "-"], capture_output=True, text=True, check=True).stdout
+    *pages, _last = boxes.split("<page ")[1:]
+    assert len(pages) > 3
+    for page in pages:
+        height = float(re.search(r'height="([\d.]+)"', page).group(1))
+        lowest = max(y for y in map(float, re.findall(r'yMax="([\d.]+)"', page)) if y < height - 66)
+        assert height - 71 - lowest < 0.34 * (height - 142)
+
+
+@needs_poppler
 def test_a_path_is_whole_when_it_is_copied_from_the_pdf(pdf_file: Path) -> None:
     assert notebooks.PATH in re.sub(r"\s+", "", words_of(pdf_file))
 
