@@ -14,6 +14,7 @@ from typing import Any
 
 from vitfp8.catalog import label_of, row_of
 from vitfp8.errors import InputError, printable
+from vitfp8.legacy.checkpoints import RefusedError, read_checkpoint
 from vitfp8.legacy.hardware import Series, hardware_of
 from vitfp8.legacy.names import (
     ASSUMED,
@@ -37,9 +38,7 @@ from vitfp8.legacy.reader import (
     QUANTIZED,
     TIMING,
     NotTakenError,
-    RefusedError,
     Stated,
-    read_checkpoint,
     read_config,
     read_gpu,
     read_history,
