@@ -114,7 +114,7 @@ def test_the_readme_shows_the_two_commands_and_the_four_experiments() -> None:
 
 def test_every_parameter_is_documented() -> None:
     text = (TOP / "docs" / "parameters.md").read_text()
-    for row in describe_parameters():
+    for row in describe_parameters(RunParams):
         decides = "yes" if row["decides_numbers"] else "no"
         assert f"| `{row['name']}` | {row['meaning']} | {decides} |" in text
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(RunParams.model_fields)

@@ -159,7 +159,7 @@ def test_precision_names_of_other_programs_are_understood(given_name: object, na
         ("- a\n- b\n", "is not a mapping"),
         ("just words", "is not a mapping"),
         ("a: [1, 2", "is not YAML"),
-        ("a: 1\na: 2\n", "stands twice (first in line 1)"),
+        ("a: 1\na: 2\n", "is stated twice (first in line 1)"),
         ("a: {b: 1}\n", "nested"),
         ("a: !!python/object/apply:os.system ['true']\n", ""),
         ("a: !!python/name:os.system\n", "not a plain value"),
@@ -190,7 +190,7 @@ def test_identity_ignores_what_decides_no_numbers_and_fields_with_their_neutral_
     assert one.digest == two.digest
     assert one.digest != validate([read_layer(BASE), Layer("x", {"seed": 1})]).digest
     assert {"data_dir", "run_folder", "workers", "question", "expectation"}.isdisjoint(one.identity())
-    for name, about in field_notes().items():
+    for name, about in field_notes(RunParams).items():
         if about.neutral is not ...:
             assert name not in one.identity()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vitfp8.catalog import BUNDLES, EXPERIMENTS, PRECISIONS
-from vitfp8.params import field_notes
+from vitfp8.params import RunParams, field_notes
 from vitfp8.record import RunRecord
 
 #: Parameters that "Augm" changes together; a contrast of augmentation lets exactly these differ.
@@ -109,7 +109,7 @@ def value_of(parameters: Mapping[str, Any], stated: Mapping[str, Any], key: str)
     """
     if key in parameters:
         return parameters[key]
-    note = field_notes().get(key)
+    note = field_notes(RunParams).get(key)
     return stated.get(key, note.neutral if note is not None and note.neutral is not ... else None)
 
 

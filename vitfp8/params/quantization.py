@@ -21,9 +21,9 @@ from vitfp8.catalog import (
     run_name,
 )
 from vitfp8.errors import suggest
-from vitfp8.params import About, KeyedError, Parameters, RunParams, _Flag, _Float, _Int, _Name, _Text
+from vitfp8.params.fields import PLACE, About, Flag, KeyedError, Name, Parameters, RealNumber, Text, WholeNumber
+from vitfp8.params.training import RunParams
 
-_PLACE = About(decides=False)
 _Names = Annotated[list[Annotated[str, Field(strict=True, max_length=80)]], Field(min_length=1, max_length=20)]
 
 
@@ -33,11 +33,11 @@ class QuantizeParams(Parameters):
     example_file: ClassVar[str] = "FP8Test.yaml"
 
     # The trained model
-    source_experiment: Annotated[_Name, About()] = Field(description="the experiment whose trained model is quantised")
+    source_experiment: Annotated[Name, About()] = Field(description="the experiment whose trained model is quantised")
     source_variant: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.=+]*$", max_length=80), About()] = Field(
         description="variant of that run; empty for the experiment itself"
     )
-    source_run: Annotated[_Text | None, _PLACE] = Field(
+    source_run: Annotated[Text | None, PLACE] = Field(
         description="its executed notebook or run folder; null: the run of the same study and seed"
     )
 
@@ -45,25 +45,25 @@ class QuantizeParams(Parameters):
     formats: Annotated[_Names, About()] = Field(description="of e4m3, e5m2, int8, int_240")
     granularities: Annotated[_Names, About()] = Field(description="what shares a scale: of tensor, channel, mx (blocks of 32)")
     operands: Annotated[_Names, About()] = Field(description="what is quantised: of weights, weights_activations")
-    calibration_images: Annotated[_Int, Field(ge=1, lt=2**31), About()] = Field(
+    calibration_images: Annotated[WholeNumber, Field(ge=1, lt=2**31), About()] = Field(
         description="training images that the scales of activations are measured on"
     )
-    sensitivity: Annotated[_Flag, About()] = Field(description="quantise one layer at a time too, judged on validation images")
+    sensitivity: Annotated[Flag, About()] = Field(description="quantise one layer at a time too, judged on validation images")
     sensitivity_granularity: Annotated[str, Field(strict=True), About()] = Field(description="granularity of that")
     sensitivity_operands: Annotated[str, Field(strict=True), About()] = Field(description="operands of that")
 
     # Data and machine; everything else is the source's
-    data_dir: Annotated[_Text | None, _PLACE] = Field(description="folder with the data set's files; null: the usual places")
-    download: Annotated[_Flag, _PLACE] = Field(description="may the data set be downloaded")
+    data_dir: Annotated[Text | None, PLACE] = Field(description="folder with the data set's files; null: the usual places")
+    download: Annotated[Flag, PLACE] = Field(description="may the data set be downloaded")
     device: Annotated[str, Field(strict=True), About()] = Field(description="auto, cpu, cuda or mps")
-    threads: Annotated[Annotated[_Int, Field(ge=1, le=4096)] | None, About()] = Field(
+    threads: Annotated[Annotated[WholeNumber, Field(ge=1, le=4096)] | None, About()] = Field(
         description="processor threads; null: as many as torch chooses"
     )
 
     # Records
-    export: Annotated[_Flag, _PLACE] = Field(description="save the quantised models in safetensors, load them back and compare")
-    monitor_interval: Annotated[_Float, Field(ge=0.1, le=3600), _PLACE] = Field(description="seconds between hardware samples")
-    run_folder: Annotated[_Text | None, _PLACE] = Field(
+    export: Annotated[Flag, PLACE] = Field(description="save the quantised models in safetensors, load them back and compare")
+    monitor_interval: Annotated[RealNumber, Field(ge=0.1, le=3600), PLACE] = Field(description="seconds between hardware samples")
+    run_folder: Annotated[Text | None, PLACE] = Field(
         description="journal and exported models; null: a fresh folder (the runner says where)"
     )
 

@@ -94,7 +94,7 @@ def recorded_parameters(notebook: Path, record: RunRecord, over: Mapping[str, An
     Raises:
         InputError: they are not parameters of this version.
     """
-    neutral = {key: note.neutral for key, note in field_notes().items() if note.neutral is not ...}
+    neutral = {key: note.neutral for key, note in field_notes(RunParams).items() if note.neutral is not ...}
     idle = {key: value for key, (value, _) in idle_values(record.parameters).items()}
     layers = [Layer("later parameters", neutral), Layer(str(notebook), record.parameters | idle)]
     return validate([*layers, Layer("the quantisation", over)] if over else layers)

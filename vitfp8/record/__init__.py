@@ -37,6 +37,7 @@ from vitfp8.record.reading import (
     read_notebook,
     read_record,
     run_folders,
+    run_log_of,
     says_its_end,
 )
 from vitfp8.record.remarks import SUPERSEDED, Remark, remark_words, remarks_of, superseded_of
@@ -111,6 +112,7 @@ __all__ = [
     "remark_words",
     "remarks_of",
     "run_folders",
+    "run_log_of",
     "runs_frame",
     "runs_there",
     "says_its_end",

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from vitfp8.catalog import EXPERIMENTS
-from vitfp8.errors import InputError, suggest
+from vitfp8.errors import InputError, shown, suggest
 from vitfp8.home import places
-from vitfp8.params import Layer, _Float, _Text, _whole_number, read_layer, shown
+from vitfp8.params import Layer, read_layer
+from vitfp8.params.fields import RealNumber, Text, whole_number
 
 #: The study that `vitfp8 run` executes when neither study nor preset is named.
 DEFAULT_STUDY = "paper"
@@ -27,13 +28,13 @@ _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 def _seed_list(value: object) -> object:
     """``3`` means the seeds 0, 1, 2; a list is taken as it is."""
     if isinstance(value, list):
-        seeds = [_whole_number(item) for item in value]
+        seeds = [whole_number(item) for item in value]
         if not 1 <= len(seeds) <= _MOST_SEEDS or not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds):
             raise ValueError(f"give 1 to {_MOST_SEEDS} whole numbers from 0 to 2147483647")
         if len(set(seeds)) != len(seeds):
             raise ValueError("one is named twice; name each once")
         return seeds
-    count = _whole_number(value)
+    count = whole_number(value)
     if not isinstance(count, int) or not 1 <= count <= _MOST_SEEDS:
         raise ValueError(f"give 1 to {_MOST_SEEDS} seeds, or a list of them")
     return list(range(count))
@@ -59,13 +60,13 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    question: _Text = ""
+    question: Text = ""
     preset: Annotated[str, Field(strict=True, min_length=1, max_length=1000)] | None = None
     experiments: Annotated[tuple[str, ...], BeforeValidator(_experiment_list)] = tuple(
         name for name, row in EXPERIMENTS.items() if row.core
     )
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seed_list)] = (0,)
-    cooldown: Annotated[_Float, Field(ge=0, le=86400)] = 0.0
+    cooldown: Annotated[RealNumber, Field(ge=0, le=86400)] = 0.0
 
     @field_validator("experiments")
     @classmethod
