@@ -188,7 +188,7 @@ def test_what_a_quantisation_reads_or_the_files_state_is_accepted(over: dict[str
         (("run", "BaseFP32", "--preset", "smoke", "-p", "powermetrics", "true", "-p", "device", "cpu"), "powermetrics: true"),
         (("run", "BaseFP32", "--preset", "smoke", "-p", "workers", "2"), "-p: workers: 2: digits is held in memory"),
         (("run", "BaseFP32", "--preset", "smoke", "--seeds", "2", "-p", "seed", "3"), "contradicts --seeds"),
-        (("watch", "--once", "--interval", "5"), "--interval: --once looks once"),
+        (("watch", "--once", "--interval", "5"), "--interval: --once prints once"),
         (("backup", "--verify", "--moved", "there"), "--moved"),
         (("backup", "--verify", "there", "too"), "--verify: takes one folder"),
         (("verify", "--rerun"), "name the study"),

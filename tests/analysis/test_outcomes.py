@@ -180,7 +180,7 @@ def test_runs_and_watch_mark_what_is_noted_and_list_fp8test(study: Study, monkey
     text = listed(monkeypatch, folder)
     marks = "continued, 2 earlier attempts, 1 earlier record set aside, 2 notes"
     assert marks in text and "96.10 % (+0.10)" in text and "4/4 measured" in text
-    assert "of AugmFP32-s0 only earlier lab records are there" in text
+    assert "AugmFP32-s0 has only earlier lab records" in text
     data = json.loads(listed(monkeypatch, folder, "--json"))
     runs = {row["run"]: row for row in data["runs"]}
     assert len(runs["BaseFP32-s1"]["remarks"]) == 6 and runs["BaseFP32-s1"]["continued"][0]["epoch"] == 5

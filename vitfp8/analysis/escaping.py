@@ -1,4 +1,4 @@
-"""What a record says is data: it is shown as it stands in every format, and acts in none."""
+"""Texts of a record as data: shown as they are in every format, active in none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import re
 from typing import Any
 
-#: Never printed: control characters, lone surrogates, and those that turn the direction of text around.
+#: Never printed: control characters, lone surrogates, and marks that turn the direction of text.
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
 )
@@ -21,40 +21,23 @@ _LATEX = {
 
 
 def one_line(value: Any, limit: int = 2000) -> str:
-    """A text on one line, without what cannot be printed, bounded.
-
-    Args:
-        value: anything that a record may hold.
-        limit: most characters.
-    """
+    """Return a value as text on one line of at most ``limit`` characters, without what cannot be printed."""
     text = re.sub(r"[ \t\n\r]+", " ", _UNPRINTABLE.sub(" ", str(value))).strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def escape_html(value: Any) -> str:
-    """A text for HTML.
-
-    Args:
-        value: anything that a record may hold.
-    """
+    """Return a value as text for HTML."""
     return html.escape(one_line(value), quote=True)
 
 
 def escape_latex(value: Any) -> str:
-    """A text for LaTeX, in a paragraph or a table's cell; needs no package (textcomp is in the kernel).
-
-    Args:
-        value: anything that a record may hold.
-    """
+    """Return a value as text for LaTeX, in a paragraph or a table's cell; it needs no package."""
     return "".join(_LATEX.get(character, character) for character in one_line(value))
 
 
 def escape_markdown(value: Any) -> str:
-    """A text for Markdown: every character that could mean something has a backslash, or is an entity.
-
-    Args:
-        value: anything that a record may hold.
-    """
+    """Return a value as text for Markdown: every character that could be mark-up gets a backslash or becomes an entity."""
     text = one_line(value).replace("&", "\ue001").replace("<", "\ue002").replace(">", "\ue003")
     text = re.sub(r"([\\`*_{}\[\]#+!|~$^@])", r"\\\1", text)
     text = re.sub(r"^([-=:]|\d+[.)])", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", text)
@@ -63,11 +46,7 @@ def escape_markdown(value: Any) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A text for a CSV file that a spreadsheet cannot take for a formula; numbers as they are.
-
-    Args:
-        value: anything that a record may hold.
-    """
+    """Return a text that a spreadsheet cannot read as a formula, and any other value as it is."""
     if not isinstance(value, str):
         return value
     text = one_line(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-#: Most characters of a note: a page; what is longer belongs into a file beside the study.
+#: Most characters of a note, about a page; a longer text belongs in a file beside the study.
 LONGEST_NOTE = 4000
 
 
@@ -17,10 +17,10 @@ def note(run: str, text: str) -> None:
     RUN: a notebook, a run folder, or STUDY/RUN, e.g. digits/BaseFP32-s0. Readers of the record show the note.
     """
     from vitfp8.errors import InputError
-    from vitfp8.record import append_to_run_log, find_run, now, read_record
+    from vitfp8.record import append_to_run_log, find_run, now, read_record, run_log_of
 
     notebook = find_run(run)
-    read_record(notebook)  # refuses what has no record: nobody would show the note
+    read_record(notebook)  # a note on a notebook without a record would never be shown
     text = text.strip()
     if not text:
         raise InputError("note: TEXT: is empty; say what there is to know of the run")
@@ -28,7 +28,7 @@ def note(run: str, text: str) -> None:
         raise InputError(f"note: TEXT: has {len(text)} characters, more than {LONGEST_NOTE}; shorten it")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError("note: TEXT: is not valid text in this terminal's encoding; type it again in UTF-8")
-    log, time = notebook.with_name(f"{notebook.stem}.log.jsonl"), now()
+    log, time = run_log_of(notebook), now()
     try:
         append_to_run_log(notebook, {"time": time, "event": "note", "text": text})
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``vitfp8 runs``: what is there, and what to do with single records."""
+"""``vitfp8 runs``: what there is."""
 
 from __future__ import annotations
 
@@ -81,18 +81,18 @@ def runs(study: str | None, as_json: bool) -> None:
         table.add_row(name, path.stem, record.status, *record_cells(record), _note(record, remarks))
     console().print(table)
     if any(record.origin == "imported" for _, _, record, _ in rows):
-        click.echo("imported: what stands as validation is the test set, which also chose the best epoch")
+        click.echo("imported: the validation column shows the test set, which also chose the best epoch")
     if any(_quantized(record) for _, _, record, _ in rows):
-        click.echo("quantised after training: the test accuracy is that of the best 8-bit way, with its difference to the source")
+        click.echo("quantised after training: test accuracy of the best 8-bit way, and its difference from the source run")
     for name, gone in set_aside.items():
         for run, names in gone.items():
-            click.echo(printable(f"{name}: of {run} only earlier lab records are there, in superseded/: {', '.join(names)}"))
+            click.echo(printable(f"{name}: {run} has only earlier lab records, in superseded/: {', '.join(names)}"))
     for problem in problems:
         click.echo(f"vitfp8: {problem}", err=True)
 
 
 def _note(record: RunRecord, remarks: Sequence[Remark]) -> str:
-    """What the table says of a run beside its figures."""
+    """The last cell of a run's row."""
     from vitfp8.analysis.disturbance import disturbed
     from vitfp8.record import remark_words
 
@@ -103,7 +103,7 @@ def _note(record: RunRecord, remarks: Sequence[Remark]) -> str:
 
 
 def _quantized(record: RunRecord) -> dict[str, Any]:
-    """What a quantisation after training found: its source, and the 8-bit way that costs least; empty for a training."""
+    """The source run of a quantisation and the 8-bit way that costs least accuracy; empty for a training."""
     row = record.best_way
     if row is None:
         return {}
@@ -115,11 +115,7 @@ def _quantized(record: RunRecord) -> dict[str, Any]:
 
 
 def for_json(value: Any) -> Any:
-    """What JSON can hold: NaN and infinity, which it has no word for, are null.
-
-    Args:
-        value: numbers, texts and containers of them.
-    """
+    """A value for other programs' JSON readers: NaN and infinity are null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

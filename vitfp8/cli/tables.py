@@ -1,4 +1,4 @@
-"""What several commands print: the console, and a record as cells of a table."""
+"""What several commands print: findings, and a record as cells of a table."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 def console() -> Any:
-    """A rich console that honours NO_COLOR and uses the full width when nobody watches.
+    """A rich console that honours NO_COLOR and is 140 columns wide when the output is not a terminal.
 
-    Texts of records are data: they are shown as they stand, without mark-up, emoji codes and terminal escapes.
+    Texts of records are data: markup, emoji codes and terminal escapes in them have no effect.
     """
     from rich.console import Console
 
     from vitfp8.errors import printable
 
     class Verbatim(Console):
-        """Takes no text for mark-up."""
+        """Takes no text for markup."""
 
         def render_str(self, text: str, **options: Any) -> Any:
-            """A text as a cell shows it."""
+            """The text as a cell shows it."""
             return super().render_str(printable(text), **{**options, "markup": False, "emoji": False, "highlight": False})
 
     return Verbatim(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=False)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """What was found of the machine, a line each; warnings and refusals go to standard error."""
+    """Print one line per finding on the machine; warnings and refusals go to standard error."""
     from vitfp8.errors import printable
 
     for finding in findings:
@@ -44,8 +44,8 @@ def print_findings(findings: Sequence[Finding]) -> None:
 def record_cells(record: Any) -> tuple[str, str, str, str]:
     """Epoch, best validation accuracy, test accuracy and time of a record, as text.
 
-    Of a quantisation after training: measurements, and the test accuracy of the 8-bit way that costs least, with its difference
-    to the source in points.
+    For a quantisation after training: measurements done, no validation accuracy, and the test accuracy of the 8-bit way that
+    costs least, with its difference from the source run in points.
     """
     if record is None:
         return "", "", "", ""
@@ -66,7 +66,7 @@ def record_cells(record: Any) -> tuple[str, str, str, str]:
 
 
 def _quantized_cells(record: Any) -> tuple[str, str, str, str]:
-    """The cells of a quantisation after training."""
+    """`record_cells` of a quantisation after training."""
     progress, row = record.progress, record.best_way
     done = f"{progress.get('epoch', 0)}/{progress.get('epochs', '?')} measured" if progress else ""
     accuracy = "" if row is None or row.test_acc is None else f"{100 * row.test_acc:.2f} % "
@@ -76,7 +76,7 @@ def _quantized_cells(record: Any) -> tuple[str, str, str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as ``1:02:03`` or ``2:03``; ``?`` for what is no number of seconds."""
+    """Seconds as ``1:02:03`` or ``2:03``; ``?`` for a value that is not a duration."""
     if not 0 <= seconds < math.inf:
         return "?"
     minutes, second = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""``vitfp8 watch``: how far a batch has come, from any terminal."""
+"""``vitfp8 watch``: the progress of a batch, from any terminal."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("study", required=False)
-@click.option("--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between looks.")
-@click.option("--once", is_flag=True, help="Print how things stand and end.")
+@click.option("--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between updates.")
+@click.option("--once", is_flag=True, help="Print the present state and exit.")
 def watch(study: str | None, interval: float, once: bool) -> None:
-    """Show how far a batch has come: epoch, accuracy, time left. Reads only; Ctrl-C ends it.
+    """Show the progress of a batch: epoch, accuracy, time left. Reads only; Ctrl-C ends it.
 
-    Without STUDY: the one that changed last. Where nobody watches (the output is a file or a pipe) it prints once and ends.
+    Without STUDY it shows the study that changed last. If the output is a file or a pipe it prints once and exits.
     """
     from vitfp8.errors import InputError
     from vitfp8.run.progress import latest_study, study_progress
 
     given = click.get_current_context().get_parameter_source("interval")
     if once and given is click.core.ParameterSource.COMMANDLINE:
-        raise InputError("--interval: --once looks once; drop one of them")
+        raise InputError("--interval: --once prints once; drop one of them")
     folder = latest_study(study)
     if once or not sys.stdout.isatty():
         console().print(_table(study_progress(folder), folder.name))
@@ -45,7 +45,7 @@ def watch(study: str | None, interval: float, once: bool) -> None:
 
 
 def _table(progress: StudyProgress, study: str) -> Any:
-    """A study's progress as a table: one row a run."""
+    """A study's progress as a table: one row per run."""
     from rich.table import Table
 
     from vitfp8.record import remark_words

@@ -8,7 +8,6 @@ from vitfp8.record.finding import (
     find_run,
     notebook_of,
     read_source_run,
-    runs_there,
     source_run_command,
 )
 from vitfp8.record.frames import history_frame, load_history, load_quantization, load_runs, runs_frame
@@ -37,6 +36,7 @@ from vitfp8.record.reading import (
     read_notebook,
     read_record,
     run_folders,
+    run_log_of,
     says_its_end,
 )
 from vitfp8.record.remarks import SUPERSEDED, Remark, remark_words, remarks_of, superseded_of
@@ -111,8 +111,8 @@ __all__ = [
     "remark_words",
     "remarks_of",
     "run_folders",
+    "run_log_of",
     "runs_frame",
-    "runs_there",
     "says_its_end",
     "source_run_command",
     "summary_line",

@@ -1,7 +1,7 @@
 """Which code decides a run's numbers, and its digest.
 
-The digest covers a named list of files as syntax trees, so that a comment, a docstring, a line break or another version of Python
-makes no finished run stale, and the facts of the catalogue's data sets by their values. Imports no torch.
+The digest covers a named list of files as syntax trees, and the facts of the catalogue's data sets by their
+values. A comment, a docstring, a line break or another version of Python makes no finished run stale.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from vitfp8.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
-#: How the digest is taken; a record states it as ``code_digest_rule``. Rule 1, which early records do not state, took the bytes
-#: of whole folders. Digests of different rules say nothing about each other.
+#: How the digest is formed; a record states it as ``code_digest_rule``. Rule 1, which early records do not state, took the
+#: bytes of whole folders. Digests of different rules cannot be compared.
 CODE_DIGEST_RULE = 2
 
 _TRAINING = (
@@ -70,7 +70,7 @@ DECIDING: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
-#: What else a run imports, or stands beside these files: a file, or a folder with everything in it → why it decides no number.
+#: Every other file, or folder, that a run imports or that stands beside the deciding files → why it decides no number.
 DECIDING_NOTHING: Mapping[str, str] = MappingProxyType(
     {
         "__init__.py": "only names what other modules define",
@@ -93,7 +93,7 @@ DECIDING_NOTHING: Mapping[str, str] = MappingProxyType(
     }
 )
 
-#: Facts of a data set that are only for the reader or say where its files come from.
+#: Facts of a data set that are for the reader, or name the origin of its files.
 _READERS_FACTS = frozenset({"label", "source", "needs_files"})
 
 #: Fields of a syntax tree that change nothing of what is computed.
@@ -104,10 +104,7 @@ _CPP = re.compile(r'("(?:\\.|[^"\\\n])*"|(?<!\w)\'(?:\\.|[^\'\\\n])*\')|(?://[^\
 
 
 def code_digest(kind: str = "run") -> str:
-    """SHA-256, hexadecimal, over the code that decides a run's numbers, by rule `CODE_DIGEST_RULE`.
-
-    Args:
-        kind: of the run: ``run`` or ``quantization``.
+    """SHA-256, hexadecimal, over the code that decides the numbers of a ``run`` or ``quantization``, by `CODE_DIGEST_RULE`.
 
     Raises:
         InputError: one of these files is missing or is not Python.
@@ -126,26 +123,14 @@ def code_digest(kind: str = "run") -> str:
 
 
 def compare_code(provenance: Mapping[str, Any], kind: str) -> Literal["same", "other", "unknown"]:
-    """Whether a record was made by today's code.
-
-    Args:
-        provenance: the record's.
-        kind: of the run: ``run`` or ``quantization``.
-
-    Returns:
-        ``unknown`` where the record has no code digest, or one that was taken by another rule.
-    """
+    """Whether today's code made a record of that kind; ``unknown`` if it has no code digest, or one by another rule."""
     if code_digest_rule(provenance) != CODE_DIGEST_RULE:
         return "unknown"
     return "same" if provenance["code_digest"] == code_digest(kind) else "other"
 
 
 def code_digest_rule(provenance: Mapping[str, Any]) -> int | None:
-    """The rule by which a record's code digest was taken; None where it has no digest, 0 where it states no rule that can be.
-
-    Args:
-        provenance: the record's.
-    """
+    """The rule of a record's code digest; None if it has no digest, 0 if what it states is not a rule."""
     if provenance.get("code_digest") is None:
         return None
     rule = provenance.get("code_digest_rule", 1)
@@ -153,17 +138,13 @@ def code_digest_rule(provenance: Mapping[str, Any]) -> int | None:
 
 
 def incomparable_code(provenance: Mapping[str, Any]) -> str:
-    """What made a record whose code cannot be compared with today's, and why it cannot, as a part of a sentence.
-
-    Args:
-        provenance: the record's; `compare_code` says ``unknown`` of it.
-    """
+    """What made a record of which `compare_code` says ``unknown``, and why it is unknown, as a part of a sentence."""
     left = "left no code digest" if code_digest_rule(provenance) is None else "took the code digest in another way"
     return f"a version of vitfp8 that {left}, so that its code cannot be compared with today's"
 
 
 def _facts_of_data_sets() -> str:
-    """What the catalogue's data sets decide, as canonical JSON."""
+    """The facts of the catalogue's data sets that decide numbers, as canonical JSON."""
     facts = {
         name: {key: value for key, value in asdict(row).items() if key not in _READERS_FACTS} for name, row in DATASETS.items()
     }
@@ -174,11 +155,8 @@ def _facts_of_data_sets() -> str:
 def tree_digest(source: bytes) -> str:
     """SHA-256, hexadecimal, of a Python source's syntax tree without comments, docstrings and positions.
 
-    It is the same under every supported version of Python. A string that is a C++ source (it has an ``#include``) is taken
+    It is the same under every supported version of Python. A string that is a C++ source (it has an ``#include``) is digested
     without C++ comments, indentation and empty lines.
-
-    Args:
-        source: as it lies on the disk.
 
     Raises:
         SyntaxError: it is not Python.
@@ -190,10 +168,10 @@ def tree_digest(source: bytes) -> str:
 
 
 def _write(node: ast.AST, parts: list[str]) -> None:
-    """Append a node as text: its class, and its fields that hold something; versions differ in the others alone."""
+    """Append a node as text: its class and its fields that are not empty; versions of Python differ in the others alone."""
     if isinstance(node, ast.Constant):
         constant = node.value
-        # ascii(), unlike repr(), writes a text in the same way whatever characters a version's Unicode tables know
+        # ascii() does not depend on the Unicode tables of a version of Python, as repr() does
         parts.append(ascii(_without_cpp_comments(constant) if isinstance(constant, str) else constant))
         return
     kind: Any = type(node)
@@ -230,7 +208,7 @@ def _does_nothing(node: object) -> bool:
 
 
 def _text_joined(values: Sequence[ast.expr]) -> list[ast.expr]:
-    """The parts of an f-string, neighbouring texts made one and empty ones left out: versions split them differently."""
+    """The parts of an f-string with adjacent texts joined and empty ones left out: versions split them differently."""
     joined: list[ast.expr] = []
     for part in values:
         if isinstance(part, ast.Constant) and isinstance(part.value, str):
@@ -244,7 +222,7 @@ def _text_joined(values: Sequence[ast.expr]) -> list[ast.expr]:
 
 
 def _without_cpp_comments(text: str) -> str:
-    """A C++ source without comments, indentation and empty lines; any other text as it is."""
+    """A C++ source without comments, indentation and empty lines; any other text is returned as it is."""
     if "#include" not in text:
         return text
     lines: Iterator[str] = (line.strip() for line in _CPP.sub(lambda found: found[1] or " ", text).splitlines())

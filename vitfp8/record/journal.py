@@ -1,9 +1,9 @@
 """The journal of a running run: where truth lives until the notebook is written, and its projection into the notebook.
 
-The journal is ``journal.jsonl`` in the run folder: one JSON object a line, appended and flushed to disk. Folding its events gives
-the record. The notebook shows the same record in one display that is updated by its id; before training begins `announce` shows
-it, so that a file that was last written then holds a record, which names its journal. The training process holds ``run.lock``;
-the operating system releases it when the process dies, however it dies.
+The journal is ``journal.jsonl`` in the run folder: one JSON object per line, appended and flushed to disk. Folding its events
+gives the record. The notebook shows the same record in one display, which is updated by its id. `announce` shows it before
+training begins, so that a notebook that is never saved again still names its journal. The training process holds ``run.lock``;
+the operating system releases it however the process dies.
 """
 
 from __future__ import annotations
@@ -37,13 +37,9 @@ class JournalError(InputError):
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file and wait until it is on disk: all of it or none of it.
+    """Append one line to a file, which is created if missing, and wait until it is on disk: all of it or none of it.
 
-    A torn line at the end (a process died while writing) keeps to itself: the new line begins on a line of its own.
-
-    Args:
-        path: made when it is not there.
-        line: one line of text, without its end.
+    After a torn last line (a process died while writing) the new one begins on a line of its own.
 
     Raises:
         OSError: it cannot be written; the file is as it was.
@@ -53,7 +49,7 @@ def append_line(path: Path, line: str) -> None:
         torn = size > 0 and (file.seek(size - 1), file.read(1))[1] != b"\n"
         rest = memoryview((b"\n" if torn else b"") + line.encode("utf-8") + b"\n")
         try:
-            while rest:  # on a disk that is nearly full a part of it is written, without an error
+            while rest:  # a disk that is nearly full takes a part of it, without an error
                 rest = rest[file.write(rest) or 0 :]
             os.fsync(file.fileno())
         except OSError:
@@ -63,30 +59,19 @@ def append_line(path: Path, line: str) -> None:
 
 
 def is_live(folder: Path) -> bool:
-    """Whether a process holds the lock of a run folder.
-
-    Args:
-        folder: the run folder; it need not exist.
-    """
+    """Whether a process trains in a run folder, which need not exist."""
     return is_locked(folder / LOCK)
 
 
 def is_executing(folder: Path) -> bool:
-    """Whether a run is being executed: a process trains in its run folder, or a command is starting or ending it.
-
-    Args:
-        folder: the run folder; it need not exist.
-    """
+    """Whether a process trains in a run folder, which need not exist, or a command is starting or ending its run."""
     return is_live(folder) or is_locked(folder / RUNNER_LOCK)
 
 
 def is_locked(lock_file: Path) -> bool:
-    """Whether a living process holds a lock; a dead one's is released by the operating system, however it died.
+    """Whether a living process holds the lock of a file, which need not exist.
 
-    Nothing is made, truncated or written: `filelock` would do all three to a file that a record merely names.
-
-    Args:
-        lock_file: the lock's file; it need not exist.
+    Nothing is created, truncated or written: `filelock` would do all three to a file that a record merely names.
     """
     import fcntl
 
@@ -95,7 +80,7 @@ def is_locked(lock_file: Path) -> bool:
             return False
         handle = os.open(lock_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):
-        return False  # not to be read, or no file name at all: nobody trains there
+        return False  # unreadable, or not a file name at all
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # what `filelock` holds is exclusive
         return False
@@ -108,13 +93,10 @@ def is_locked(lock_file: Path) -> bool:
 
 
 def record_from_journal(folder: Path) -> RunRecord | None:
-    """Fold the events of a run folder's journal into its record; None when there is no readable journal.
+    """The record that a run folder's journal gives when its events are folded; None when there is no readable journal.
 
-    A torn last line (the process died while writing) is passed over, and so is an event that is damaged. Between the marks of a
-    merge conflict are the events of two runs: they are not folded, nor is what follows until a run begins anew.
-
-    Args:
-        folder: the run folder.
+    Torn and damaged lines are passed over. A merge conflict holds the events of two runs: neither they nor what follows is
+    folded until a run begins anew.
     """
     try:
         lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -147,13 +129,10 @@ def record_from_journal(folder: Path) -> RunRecord | None:
 
 
 def refuse_finished(folder: Path) -> None:
-    """Refuse to run into a folder whose run has ended: a lab record is not overwritten by running its cells again.
+    """Refuse a run folder whose run has ended: running its cells again does not overwrite a lab record.
 
-    A command that executes runs has decided that before, and holds the folder. The record is shown once more: running all cells
-    has emptied the cell that held it.
-
-    Args:
-        folder: a run folder; it need not exist.
+    A command that executes runs has decided that already, and holds the folder. The record is shown once more, because running
+    all cells has emptied the cell that held it.
 
     Raises:
         InputError: its run is completed or diverged.
@@ -169,7 +148,7 @@ def refuse_finished(folder: Path) -> None:
 
 
 def _display(record: RunRecord, handle: Any = None) -> Any:
-    """Show a record in the running notebook, or update what is shown; the display's handle. Outside a notebook: nothing."""
+    """Show a record in the running notebook, or update what is shown; returns the display's handle, None outside a notebook."""
     from IPython.core.getipython import get_ipython
     from IPython.display import display
 
@@ -184,7 +163,7 @@ def _display(record: RunRecord, handle: Any = None) -> Any:
 
 
 def _lay_row(rows: dict[int, dict[str, Any]], row: object) -> None:
-    """Add the row of an epoch: it takes the place of that epoch and of all later ones; a damaged row is passed over."""
+    """Add the row of an epoch, which replaces that epoch and all later ones; a damaged row is passed over."""
     epoch = row.get("epoch") if isinstance(row, dict) else None
     if isinstance(row, dict) and isinstance(epoch, int):
         for later in [known for known in rows if known >= epoch]:
@@ -193,11 +172,7 @@ def _lay_row(rows: dict[int, dict[str, Any]], row: object) -> None:
 
 
 def summary_line(record: RunRecord) -> str:
-    """A record on one line, as readers without our MIME type see it.
-
-    Args:
-        record: the record.
-    """
+    """A record on one line, as readers without our MIME type see it."""
     parts = [f"vitfp8 record: {record.run_name}", record.status]
     if record.progress:
         unit = record.progress.get("unit", "epoch")
@@ -210,14 +185,14 @@ def summary_line(record: RunRecord) -> str:
 
 
 def announce(record: RunRecord, folder: Path) -> None:
-    """Show a record in the notebook before training begins; nothing outside a notebook.
+    """Show a record in the notebook, if there is one, before training begins.
 
-    Papermill saves a notebook after each cell, but within a long one only now and then: whatever ends it early in the training
-    cell leaves this record, and with it the way to the journal. The journal's own display takes its place.
+    Papermill saves a notebook after each cell but seldom within one: a run that ends early in the training cell leaves this
+    record, which names the journal. The journal's own display replaces it.
 
     Args:
         record: as it is known before training.
-        folder: the run folder that the journal will be in.
+        folder: the run folder in which the journal will be.
     """
     handle = _display(record.model_copy(update={"run_folder": str(from_home(folder))}))
     if handle is not None:
@@ -225,13 +200,13 @@ def announce(record: RunRecord, folder: Path) -> None:
 
 
 class RunJournal:
-    """Writes a run's journal and keeps the notebook's display of the record current.
+    """Writes a run's journal and keeps the notebook's display of the record current; use as a context manager.
 
-    Use as a context manager: on entering it takes the run folder's lock, on leaving it releases it.
+    Making it takes the run folder's lock, leaving it releases the lock.
 
     Args:
-        folder: the run folder; made when it is not there.
-        record: the record as it is known at the start.
+        folder: the run folder; created if missing.
+        record: as it is known at the start.
         show: whether to display the record in the running notebook.
 
     Raises:
@@ -273,7 +248,7 @@ class RunJournal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Say how it ended when nobody has said so yet, then release the lock."""
+        """Record how the run ended if that has not been recorded, then release the lock."""
         try:
             if kind is not None and self.record.status == "running":
                 interrupted = issubclass(kind, KeyboardInterrupt)
@@ -281,7 +256,7 @@ class RunJournal:
                 end = {"status": "interrupted" if interrupted else "failed", "reason": reason, "finished": now()}
                 try:
                     self.update(**end)
-                except JournalError:  # then the notebook alone says it
+                except JournalError:  # the notebook alone tells it
                     self.record = self.record.model_copy(update=end)
                     self.publish()
         finally:
@@ -300,11 +275,8 @@ class RunJournal:
     def update(self, **fields: Any) -> None:
         """Set fields of the record, write them to the journal and show them.
 
-        Args:
-            **fields: attributes of `RunRecord`, as their types or as plain values.
-
         Raises:
-            JournalError: the journal cannot be written; the record is as it was, so that nothing counts that is not on disk.
+            JournalError: the journal cannot be written; the record is as it was, since only what is on disk counts.
         """
         before = {key: getattr(self.record, key) for key in fields}
         for key, value in fields.items():
@@ -318,19 +290,14 @@ class RunJournal:
         self.publish()
 
     def epoch(self, row: EpochRow, progress: dict[str, Any]) -> None:
-        """Add an epoch's row.
-
-        Args:
-            row: the epoch's figures.
-            progress: how far the run has come: ``epoch``, ``epochs``, ``step``.
-        """
+        """Add an epoch's row, and how far the run has come: ``epoch``, ``epochs``, ``step``."""
         self.record.history = [old for old in self.record.history if old.epoch < row.epoch] + [row]
         self.record.progress = progress
         self._append({"epoch": row.model_dump(mode="python"), "set": {"progress": progress}})
         self.publish()
 
     def publish(self) -> None:
-        """Show the record in the notebook, or update what is shown; nothing outside a notebook."""
+        """Show the record in the notebook, if there is one, or update what is shown."""
         if not self._show:
             return
         first = self._handle is None
@@ -343,11 +310,7 @@ class RunJournal:
         return summary_line(self.record)
 
     def _append(self, event: dict[str, Any]) -> None:
-        """Append one event and wait until it is on disk.
-
-        Raises:
-            JournalError: it cannot be written; what the journal held before is unharmed.
-        """
+        """Append one event and wait until it is on disk; a `JournalError` leaves the journal as it was."""
         line = json.dumps(json_safe({"time": now(), **event}), separators=(",", ":"), allow_nan=False)
         try:
             append_line(self.folder / JOURNAL, line)

@@ -1,4 +1,4 @@
-"""Provenance: which code, machine and versions made a record. Imports no torch; versions are read from package metadata."""
+"""Provenance: the code, machine and versions that made a record. Versions are read from package metadata, without torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,35 +23,24 @@ from vitfp8.errors import printable
 from vitfp8.record.deciding_code import CODE_DIGEST_RULE, PACKAGE, code_digest
 
 #: Packages whose versions enter a record.
-_PACKAGES = (
-    "vitfp8",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "papermill",
-    "nbclient",
-    "ipykernel",
-    "scikit-learn",
-    "pillow",
-)
+_PACKAGES = ("vitfp8", "torch", "torchvision", "timm", "numpy", "papermill", "nbclient", "ipykernel", "scikit-learn", "pillow")
 
-#: What of a checkout runs: its uncommitted changes enter a record, and nothing else of the repository does.
+#: The folders of a checkout that run: their uncommitted changes enter a record, and nothing else of the repository does.
 _PLACES = (PACKAGE.name, "notebooks", "params")
 
-#: A patch of uncommitted changes beyond this many bytes is recorded by its digest alone.
+#: A larger patch of uncommitted changes (bytes) is recorded by its digest alone.
 _LARGEST_PATCH = 200_000
 
-#: A notebook beyond this many bytes without its outputs is not compared line by line.
+#: A notebook that is larger without its outputs (characters) is compared by its digest, not line by line.
 _LARGEST_NOTEBOOK = 1_000_000
 
-#: Files unknown to git that are recorded one by one, and how many bytes of them are read for their digests.
+#: How many files that git does not track are recorded one by one, and how many of their bytes are read for digests.
 _MOST_UNTRACKED, _MOST_UNTRACKED_BYTES = 100, 20_000_000
 
-#: Seconds that git may take for an answer.
+#: Timeout of one git command in seconds.
 _GIT_SECONDS = 10.0
 
-#: What JupyterLab and others note in a notebook while it is looked at or run: no part of its source.
+#: Metadata that JupyterLab and others write while a notebook is viewed or run; not part of its content.
 _VOLATILE_OF_NOTEBOOK = frozenset({"kernelspec", "language_info", "papermill", "toc", "toc-autonumbering", "widgets"})
 _VOLATILE_OF_CELL = frozenset(
     {"ExecuteTime", "collapsed", "editable", "execution", "heading_collapsed", "hidden", "jp-MarkdownHeadingCollapsed", "jupyter",
@@ -59,11 +49,11 @@ _VOLATILE_OF_CELL = frozenset(
 
 
 class _GitError(Exception):
-    """Git cannot tell; the message says why."""
+    """Git gives no answer; the message says why."""
 
 
 def _git(folder: Path, *arguments: str) -> bytes:
-    """What git says in a folder, whatever ``GIT_…`` variables (of a hook, say) and settings would have it do.
+    """The output of a git command in a folder, whatever ``GIT_…`` variables and settings a hook or user may have set.
 
     Raises:
         _GitError: there is no git, it fails, or it does not answer in time.
@@ -96,8 +86,8 @@ def _git(folder: Path, *arguments: str) -> bytes:
 def _checkout() -> tuple[Path, str]:
     """Top folder and commit of the git checkout that this package is part of.
 
-    A repository around it (its virtual environment may lie within somebody's own project) says nothing about this code, and its
-    changes are nobody's business: git is believed only where it tracks this very package.
+    Only a repository that tracks this very package counts. One around it (a virtual environment may lie inside somebody's own
+    project) says nothing about this code, and its changes are private.
 
     Raises:
         _GitError: there is none.
@@ -116,20 +106,20 @@ def _checkout() -> tuple[Path, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """What git says of the code that runs.
+    """The git state of the code that runs.
 
     Returns:
-        ``commit``; ``dirty``, whether package, notebooks or parameter files differ from it. Where they do: ``patch_sha256`` of
-        the changes (of notebooks without outputs) and ``patch_zlib_base64``, the patch itself where it is not too large;
-        ``untracked``, path, bytes and SHA-256 of each file that git does not know; ``untracked_further``, how many more there
-        are. What is not known is None, and ``git_note`` says why.
+        ``commit``; ``dirty``: whether package, notebooks or parameter files differ from it. If so, ``patch_sha256`` of the
+        changes (of notebooks without outputs) and ``patch_zlib_base64``, the patch itself if it is not too large; ``untracked``:
+        path, bytes and SHA-256 of each file that git does not track; ``untracked_further``: how many more there are. What is not
+        known is None, and ``git_note`` says why.
     """
     try:
         top, commit = _checkout()
     except _GitError as error:
         return {"commit": None, "dirty": None, "git_note": str(error)}
     try:
-        # records themselves are new files in the tree: only what runs counts
+        # records are new files in the tree too, so only the folders that run count
         status = _git(top, "status", "--porcelain", "-z", "--untracked-files=all", "--", *_PLACES)
         entries = [(entry[:2].decode(), os.fsdecode(entry[3:])) for entry in status.split(b"\0") if entry]
         untracked = [path for code, path in entries if code == "??"]
@@ -149,10 +139,10 @@ def git_state() -> dict[str, Any]:
 
 
 def _patch(top: Path, changed: Sequence[str]) -> bytes:
-    """The uncommitted changes of tracked files; of a notebook those of its source alone.
+    """The uncommitted changes of tracked files; of notebooks without their outputs.
 
     Args:
-        top: of the checkout.
+        top: top folder of the checkout.
         changed: paths that git names as changed.
     """
     notebooks = [path for path in changed if path.endswith(".ipynb")]
@@ -164,26 +154,26 @@ def _patch(top: Path, changed: Sequence[str]) -> bytes:
         try:
             committed = _git(top, "cat-file", "blob", f"HEAD:{path}")
         except _GitError:
-            committed = b""  # added, and not committed yet
+            committed = b""  # added and not yet committed
         try:
             present = (top / path).read_bytes()
         except OSError:
             present = b""  # deleted
-        before, now = _source_of_notebook(committed), _source_of_notebook(present)
+        before, now = _notebook_lines(committed), _notebook_lines(present)
         if before != now:
             lines = difflib.unified_diff(before, now, f"a/{path}", f"b/{path}", lineterm="")
             patch += "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
     return patch
 
 
-def _source_of_notebook(content: bytes) -> list[str]:
-    """The lines of a notebook as JSON, without outputs, execution counts and what an editor notes; else a line of its digest."""
+def _notebook_lines(content: bytes) -> list[str]:
+    """The lines of a notebook as JSON, without outputs, execution counts and editor metadata; of any other file one digest."""
     if not content:
         return []
     try:
         notebook = json.loads(content)
         kept = {
-            "cells": [_source_of_cell(cell) for cell in notebook["cells"]],
+            "cells": [_cell_content(cell) for cell in notebook["cells"]],
             "metadata": _without(notebook["metadata"], _VOLATILE_OF_NOTEBOOK),
             "nbformat": notebook["nbformat"],
         }
@@ -195,8 +185,8 @@ def _source_of_notebook(content: bytes) -> list[str]:
     return text.splitlines()
 
 
-def _source_of_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a notebook's cell is its source."""
+def _cell_content(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A notebook's cell without what running or viewing it writes."""
     source = cell["source"]
     kept = {key: value for key, value in cell.items() if key not in ("outputs", "execution_count")}
     kept["source"] = ("".join(source) if isinstance(source, list) else str(source)).splitlines(keepends=True)
@@ -205,69 +195,58 @@ def _source_of_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    """Metadata without some keys."""
+    """Metadata without the given keys."""
     return {key: value for key, value in values.items() if key not in keys}
 
 
 def _described(top: Path, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Path, bytes and SHA-256 of files that git does not know; None where that is too much to read, or cannot be read."""
+    """Path, bytes and SHA-256 of files that git does not track; None for what is too large or cannot be read."""
     described = []
     left = _MOST_UNTRACKED_BYTES
     for path in paths:
         size = digest = None
-        try:
+        with suppress(OSError):
             if (top / path).is_file():
                 size = (top / path).stat().st_size
                 if size <= left:
                     left -= size
                     digest = hashlib.sha256((top / path).read_bytes()).hexdigest()
-        except OSError:
-            pass
         described.append({"path": path.encode("utf-8", "replace").decode(), "bytes": size, "sha256": digest})
     return described
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the packages that matter; what is not installed is left out."""
+    """Versions of those packages that are installed."""
     found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def _processor() -> str:
-    """The processor's name as the system tells it."""
-    try:
+    """The processor's name as the system gives it."""
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     if sys.platform == "darwin":
-        try:
+        with suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5)
             if done.stdout.strip():
                 return done.stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            pass
     return platform.processor() or platform.machine()
 
 
 def processor_and_cores() -> tuple[str, int | None]:
-    """The processor's name and the number of its cores: runs on machines that agree in both can tell each other's time."""
+    """The processor's name and its number of cores; times of runs are comparable between machines that agree in both."""
     return _processor(), psutil.cpu_count(logical=False) or os.cpu_count()
 
 
 def collect_provenance(kind: str = "run") -> dict[str, Any]:
-    """What made this record, as far as it can be known without torch: code, versions, machine.
+    """Code, versions and machine of a ``run`` or ``quantization``, as far as they are known without torch.
 
-    The experiment adds what only torch knows (device, threads, instruction set).
-
-    Args:
-        kind: of the run: ``run`` or ``quantization``.
+    The experiment adds what only torch knows: device, threads, instruction set.
     """
     return {
         **git_state(),

@@ -1,7 +1,7 @@
-"""What is noted of a run beside its figures: continued, tried before, notes, earlier lab records. Reads only.
+"""What else is known of a run than its figures: that it was continued or tried before, notes, earlier lab records. Reads only.
 
-Some of it stands in the record itself, some in the run log beside the notebook, in the run folder (which another machine may not
-have), or in the study's ``superseded/``.
+It comes from the record, from the run log beside the notebook, from the run folder (which another machine may not have) and
+from the study's ``superseded/``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from vitfp8.record.journal import JOURNAL
 from vitfp8.record.reading import RecordError, execution_of, is_about, run_log, written_record
 from vitfp8.record.schema import RunRecord
 
-#: Folder inside a study's for lab records that a repeated run or import replaced.
+#: Folder of a study for lab records that a repeated run or import replaced.
 SUPERSEDED = "superseded"
 
-#: What kinds of remarks there are → how a table calls one of them, and several.
+#: Kind of a remark → how a table calls one of them, and several.
 KINDS = {
     "continued": ("continued", "continued {} times"),
     "attempt": ("1 earlier attempt", "{} earlier attempts"),
@@ -31,21 +31,15 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Remark:
-    """One thing that is noted of a run.
+    """One remark on a run."""
 
-    Attributes:
-        kind: a key of `KINDS`.
-        time: ISO 8601, where it is known.
-        text: what is noted, as data.
-    """
-
-    kind: str
-    time: str | None
-    text: str
+    kind: str  # a key of KINDS
+    time: str | None  # ISO 8601, if known
+    text: str  # data, not markup
 
 
 def remarks_of(path: Path, record: RunRecord) -> list[Remark]:
-    """Everything that is noted of a run, by kind: how it was continued, what was tried before, what it replaced, notes.
+    """All remarks on a run, by kind: how it was continued, what was tried before, what it replaced, notes.
 
     Args:
         path: its notebook, which need not exist yet.
@@ -62,21 +56,13 @@ def remarks_of(path: Path, record: RunRecord) -> list[Remark]:
 
 
 def remark_words(remarks: Sequence[Remark]) -> str:
-    """How many remarks of which kind there are, e.g. ``continued, 1 earlier attempt, 2 notes``; empty for none.
-
-    Args:
-        remarks: of one run.
-    """
+    """The remarks on one run in words, e.g. ``continued, 1 earlier attempt, 2 notes``; empty for none."""
     counts = {kind: sum(remark.kind == kind for remark in remarks) for kind in KINDS}
     return ", ".join(KINDS[kind][0] if count == 1 else KINDS[kind][1].format(count) for kind, count in counts.items() if count)
 
 
 def superseded_of(folder: Path) -> dict[str, list[str]]:
-    """Run → the lab records (or, where there is none, run folders) in the study's ``superseded/`` that it once had.
-
-    Args:
-        folder: ``executed/<study>``.
-    """
+    """Run → its earlier lab records, or run folders without one, in the ``superseded/`` of ``executed/<study>``."""
     found: dict[str, set[str]] = {}
     with suppress(OSError):
         for path in (folder / SUPERSEDED).iterdir():
@@ -90,7 +76,7 @@ def superseded_of(folder: Path) -> dict[str, list[str]]:
 
 
 def _continued(record: RunRecord, folder: Path) -> list[Remark]:
-    """Where a run went on: as its record says, or, of an earlier version's record, as its journal shows."""
+    """Where a run went on: as its record says, or, if an earlier version made it, as its journal shows."""
     found = [(_text(entry.get("time")), entry.get("epoch"), entry.get("step")) for entry in record.continued]
     if not found:
         begun = [begin for begin in _begins(folder) if (begin.get("provenance") or {}).get("run_id")]
@@ -110,7 +96,7 @@ def _continued(record: RunRecord, folder: Path) -> list[Remark]:
 
 
 def _begins(folder: Path) -> list[dict[str, Any]]:
-    """The beginnings of executions that a journal holds; none where there is no readable journal."""
+    """The beginnings of executions in a journal; none where there is no readable journal."""
     begins = []
     with suppress(OSError):
         for line in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -124,7 +110,7 @@ def _begins(folder: Path) -> list[dict[str, Any]]:
 
 
 def _attempts(path: Path, folder: Path, record: RunRecord) -> list[Remark]:
-    """Earlier executions that failed or were stopped: of the run log, and of the notebooks that the runner kept."""
+    """Earlier executions that failed or were stopped, from the run log and the notebooks that the runner kept."""
     found: dict[str, Remark] = {}
     for number, event in enumerate(run_log(path)):
         if event.get("event") in ("failed", "interrupted") and not is_about(event, record):
@@ -148,5 +134,5 @@ def _attempts(path: Path, folder: Path, record: RunRecord) -> list[Remark]:
 
 
 def _text(value: Any) -> str | None:
-    """A text that is not empty; None for anything else."""
+    """The value if it is a text and not empty, else None."""
     return value if isinstance(value, str) and value else None

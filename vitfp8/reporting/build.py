@@ -1,8 +1,7 @@
-"""The report: the analysis executed and exported to HTML, LaTeX and PDF.
+"""The report of a study: the analysis notebook, executed and exported to HTML, LaTeX and PDF.
 
-The analysis notebook reads records only; it is executed with papermill in the running interpreter and kept beside the runs. The
-exports are made from the executed notebook: code hidden, figures and tables numbered, title, authors and bibliography from
-``CITATION.cff``. Everything is written aside and put in place when all of it is there.
+The analysis reads records only. papermill executes it in the running interpreter, and it is kept beside the runs. All exports are
+written to a temporary folder and renamed into place once all of them are complete.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitfp8.errors import InputError, suggest
+from vitfp8.errors import InputError, printable, suggest
 from vitfp8.files import check_writable, write_whole
 from vitfp8.home import from_home, run_command
 from vitfp8.run.locate import executed_folder, find_file, report_folder
@@ -39,24 +38,22 @@ def export_report(
     citation: Path | None = None,
     engine: str | None = None,
 ) -> dict[str, Path]:
-    """Export an executed notebook.
-
-    Earlier exports stay as they are until all the new ones are complete.
+    """Export an executed notebook to ``report.html``, ``report.tex`` with ``report_files/``, and ``report.pdf``.
 
     Args:
         notebook: an executed notebook.
-        out_folder: gets ``report.html``, ``report.tex`` with ``report_files/``, ``report.pdf``; made if need be.
+        out_folder: created if it is missing; earlier exports in it stay until all the new ones are complete.
         formats: of ``html``, ``latex``, ``pdf``.
         citation: the citation file; by default the ``CITATION.cff`` above the notebook, else that of the working directory.
         engine: what makes the PDF: ``auto``, ``latex`` or ``typst``; by default the environment variable
             ``VITFP8_PDF_ENGINE``, else ``auto``.
 
     Returns:
-        Per format, the file.
+        The file of each format.
 
     Raises:
-        InputError: one line: unknown format, unreadable notebook or citation file, unknown label, missing program with the
-            command that installs it, no room or no permission.
+        InputError: unknown format, unreadable notebook or citation file, unknown label, missing program (with the command that
+            installs it), no space or no permission; one line.
     """
     formats = _checked_formats(formats)
     engine = engine or os.environ.get(ENGINE_VARIABLE) or "auto"
@@ -67,7 +64,7 @@ def export_report(
     from vitfp8.reporting.citation import read_citation
 
     content = _read_notebook(notebook)
-    cited = read_citation(citation or _find_citation(notebook))
+    cited = read_citation(citation or _citation_file(notebook))
     with _clear_errors(out_folder):
         out_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out_folder, prefix=".report-") as aside:
@@ -86,31 +83,31 @@ def make_report(
     citation: Path | None = None,
     engine: str | None = None,
 ) -> dict[str, Path]:
-    """Execute the analysis of a study and export it.
+    """Execute the analysis of a study and export it; without formats, only execute it.
 
     Args:
         study: its name.
         template: the analysis notebook; by default the project's.
-        formats: of ``html``, ``latex``, ``pdf``; none at all executes the analysis only.
-        executed: the folder of the studies' executed notebooks; None: ``executed/`` at the study's home.
-        report: the folder of the reports; None: ``report/`` there.
-        citation: the citation file, as for :func:`export_report`.
-        engine: what makes the PDF, as for :func:`export_report`.
+        formats: of ``html``, ``latex``, ``pdf``.
+        executed: the folder of all studies' executed notebooks; None: ``executed/`` at the study's home.
+        report: the folder of all reports; None: ``report/`` there.
+        citation: as for `export_report`.
+        engine: as for `export_report`.
 
     Returns:
-        Per format, the file; and under ``notebook`` the executed analysis.
+        The file of each format, and under ``notebook`` the executed analysis.
 
     Raises:
-        InputError: as for :func:`export_report`; or there is no such study, or the analysis failed.
+        InputError: as for `export_report`; or there is no such study, or the analysis failed.
     """
     formats = _checked_formats(formats)
     folder = _study_folder(study, executed or executed_folder())
     template = template or find_template(ANALYSIS)
-    # What would stop the export stops it before the analysis, which takes the time.
+    # Whatever would stop the export is found before the analysis, which takes longer.
     if formats:
         from vitfp8.reporting.citation import read_citation
 
-        citation = citation or _find_citation(folder / ANALYSIS)
+        citation = citation or _citation_file(folder / ANALYSIS)
         read_citation(citation)
     if "pdf" in formats:
         from vitfp8.reporting.pdf import choose_engine
@@ -125,18 +122,10 @@ def make_report(
 
 
 def execute_analysis(template: Path, study_folder: Path, report_folder: Path) -> Path:
-    """Execute the analysis notebook of a study in the running interpreter.
+    """Execute the analysis notebook of a study in the running interpreter and return the executed notebook.
 
-    It runs aside; ``analysis.ipynb`` in the study's folder is replaced when the analysis has succeeded. When it fails, the
-    notebook with the traceback is ``analysis-failed.ipynb`` in the report's folder.
-
-    Args:
-        template: the notebook, with the parameters ``study_folder`` and ``report_folder``.
-        study_folder: holds the records.
-        report_folder: gets figures and tables.
-
-    Returns:
-        The executed notebook.
+    ``analysis.ipynb`` in the study's folder is replaced only when the analysis has succeeded. When it fails, the notebook with
+    the traceback becomes ``analysis-failed.ipynb`` in the report's folder.
 
     Raises:
         InputError: the template cannot be read or a cell failed; one line that names the error.
@@ -160,7 +149,7 @@ def execute_analysis(template: Path, study_folder: Path, report_folder: Path) ->
                 write_whole(failed, result.read_bytes())
                 seen = f" (see {failed})"
             raise InputError(
-                f"the analysis of {study_folder} failed: {_one_line(execution.error)}{seen}; what was there is unchanged"
+                f"the analysis of {study_folder} failed: {printable(execution.error, 300)}{seen}; what was there is unchanged"
             )
         write_whole(kept, result.read_bytes())
         failed.unlink(missing_ok=True)
@@ -168,7 +157,7 @@ def execute_analysis(template: Path, study_folder: Path, report_folder: Path) ->
 
 
 def _checked_formats(formats: Sequence[str]) -> list[str]:
-    """The formats, each once, refused by name."""
+    """Return the formats, each once; refuse an unknown one by name."""
     for name in formats:
         if name not in FORMATS:
             raise InputError(f"report format {name!r} is unknown; {suggest(name, FORMATS)}")
@@ -176,7 +165,7 @@ def _checked_formats(formats: Sequence[str]) -> list[str]:
 
 
 def _study_folder(study: str, executed: Path) -> Path:
-    """The folder of a study that has executed notebooks."""
+    """Return the folder of a study that has executed notebooks."""
     folder = executed / check_study_name(study)
     if not folder.is_dir():
         known = sorted(path.name for path in executed.iterdir() if path.is_dir()) if executed.is_dir() else []
@@ -187,16 +176,16 @@ def _study_folder(study: str, executed: Path) -> Path:
     return folder
 
 
-def _find_citation(notebook: Path) -> Path:
-    """The citation file nearest above a notebook, else the project's."""
-    start = notebook.resolve().parent
-    above = (folder / "CITATION.cff" for folder in (start, *start.parents))
-    found = next((path for path in above if path.is_file()), None)
-    return found or find_file("CITATION.cff", what="title, authors and bibliography of the report")
+def _citation_file(notebook: Path) -> Path:
+    """Return the citation file nearest above a notebook, else the project's."""
+    from vitfp8.reporting.citation import find_citation
+
+    where = find_citation(notebook.resolve().parent)
+    return where or find_file("CITATION.cff", what="title, authors and bibliography of the report")
 
 
 def _read_notebook(path: Path) -> Any:
-    """A notebook, or one line that says why not."""
+    """Return a notebook; raise an error of one line if it is not one."""
     import nbformat
 
     try:
@@ -206,13 +195,13 @@ def _read_notebook(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
-        raise InputError(f"{path}: is no notebook: {_one_line(str(error))}") from None
+        raise InputError(f"{path}: is not a notebook: {printable(str(error), 300)}") from None
 
 
 def _make(
     content: Any, notebook: Path, aside: Path, formats: Sequence[str], cited: Any, engine: str, out_folder: Path
 ) -> list[Path]:
-    """Make the exports in a folder aside; the files to put in place, relative to it."""
+    """Write the exports to a temporary folder and return the files to put in place, relative to it."""
     from vitfp8.reporting import pdf
     from vitfp8.reporting.exporters import convert
 
@@ -234,7 +223,7 @@ def _make(
         if "latex" in formats:
             staged += [*map(Path, files), Path(FORMATS["latex"])]
         if way == "latex":
-            way = _latex_pdf(work, aside, engine, out_folder, content)
+            way = _latex_pdf(work, aside, engine, out_folder)
     if way == "typst":
         text, files = convert(content, "typst", cited, folder)
         (aside / "typst").mkdir()
@@ -244,8 +233,8 @@ def _make(
     return staged
 
 
-def _latex_pdf(work: Path, aside: Path, engine: str, out_folder: Path, content: Any) -> str:
-    """Compile the LaTeX; the way that is left to go: none, or ``typst`` when any way will do and LaTeX failed."""
+def _latex_pdf(work: Path, aside: Path, engine: str, out_folder: Path) -> str:
+    """Compile the LaTeX. Return the engine still to try: ``typst`` if LaTeX failed and any engine will do, else none."""
     from vitfp8.reporting import pdf
 
     log = out_folder / "report.log"
@@ -266,12 +255,12 @@ def _latex_pdf(work: Path, aside: Path, engine: str, out_folder: Path, content: 
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a text as UTF-8; what no encoding has (lone surrogates of a damaged notebook) becomes a question mark."""
+    """Write a text as UTF-8; lone surrogates of a damaged notebook become question marks."""
     path.write_bytes(text.encode("utf-8", "replace"))
 
 
 def _put_in_place(staged: Sequence[Path], aside: Path, out_folder: Path) -> None:
-    """Move complete files to where they belong, and take away pictures that the new text does not include."""
+    """Rename complete files into place, and delete pictures that the new text does not include."""
     for name in staged:
         with (aside / name).open("rb") as file:
             os.fsync(file.fileno())
@@ -288,15 +277,9 @@ def _put_in_place(staged: Sequence[Path], aside: Path, out_folder: Path) -> None
             pictures.rmdir()
 
 
-def _one_line(text: str) -> str:
-    """A reason on one bounded line."""
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else line[:299] + "…"
-
-
 @contextlib.contextmanager
 def _clear_errors(folder: Path) -> Iterator[None]:
-    """What the file system refuses, as one line; what was there before is still there."""
+    """Turn an error of the file system into one line; earlier files are unchanged."""
     try:
         yield
     except InputError:

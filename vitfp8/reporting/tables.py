@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from vitfp8.reporting.breaking import LONGEST_NAME, word_pieces
 from vitfp8.reporting.pandoc import Node, attributes, literal, plain_text, transform
 
-#: The text block of an A4 page with margins of 25 mm, and the width of a table's character at 8.5 points, in points.
-_LINE, _CHARACTER, _GAP = 455.0, 4.4, 9.0
-#: Columns of text are not made narrower than this, in characters, if they hold as much.
-_NARROWEST_TEXT = 16
+#: The text block of an A4 page with margins of 25 mm, and the space between two columns, in points.
+_LINE, _GAP = 455.0, 9.0
+#: Bodies of columns up to these widths stay on one line if the table fits, the first that does; then every text may wrap.
+_UNWRAPPED = (190.0, 110.0, 60.0, 0.0)
+#: Columns of text are not made narrower than this, if they hold as much, and get no more than this, in points.
+_NARROWEST_TEXT, _WIDEST_TEXT = 72.0, 400.0
 _NUMBER = re.compile(r"[\s<>≤≥≈~±+−–\-\d.,:/()\[\]×%eE∞]*\d[\s<>≤≥≈~±+−–\-\d.,:/()\[\]×%eE∞]*[A-Za-zµ°/%²*†‡]{0,8}")
 _EMPTY = frozenset({"", "–", "—", "-", "n/a", "nan", "NaN", "None", "not measured", "…"})
 
@@ -81,46 +84,49 @@ def fit(node: Node) -> list[Node]:
     """Return a table that fits the line: as it is, with wrapped columns, or cut into several that repeat the first column."""
     _, _, specs, head, bodies, _ = node["c"]
     rows = [row[1] for row in [*head[1], *bodies[0][3]]]
-    width, header = len(specs), len(head[1])
-    widest, named, words = [1] * width, [1] * width, [1] * width
+    columns, header = len(specs), len(head[1])
+    body, title, word = [6.0] * columns, [6.0] * columns, [6.0] * columns
     for index, row in enumerate(rows):
-        for column, cell in enumerate(row) if len(row) == width else ():
+        for column, cell in enumerate(row) if len(row) == columns else ():
             text = plain_text(cell[4])
             number = index >= header and _NUMBER.fullmatch(text) is not None
-            pieces = [text] if number else [piece for word in text.split() for piece in word_pieces(word, LONGEST_NAME)]
-            words[column] = max([words[column], *(len(piece) + 1 for piece in pieces)])  # capitals are wide
-            told = named if index < header else widest
-            told[column] = max(told[column], len(text))
+            pieces = [text] if number else [piece for part in text.split() for piece in word_pieces(part, LONGEST_NAME)]
+            word[column] = max([word[column], *map(_width, pieces)])
+            widths = title if index < header else body
+            widths[column] = max(widths[column], _width(text))
             if number:
                 cell[4] = transform(cell[4], lambda part: [{"t": "Str", "c": "\u00a0"}] if part["t"] == "Space" else None)
-    room = (_LINE - _GAP * (width - 1)) / _CHARACTER
-    longest = [max(pair) for pair in zip(widest, named, strict=True)]
-    if sum(longest) <= room:
+    room = _LINE - _GAP * (columns - 1)
+    widest = [max(pair) for pair in zip(body, title, strict=True)]
+    if sum(widest) <= room:
         return [node]
-    # Headers break first, then long texts, then every text.
-    for kept in (40, 24, 14, 0):
+    for unwrapped in _UNWRAPPED:
         least = [
-            max(word, many) if many <= kept else max(word, min(many, _NARROWEST_TEXT))
-            for word, many in zip(words, widest, strict=True)
+            max(few, many if many <= unwrapped else min(many, _NARROWEST_TEXT)) for few, many in zip(word, body, strict=True)
         ]
         if sum(least) <= room:
             break
-    if sum(least) > room and width > 2 and all(len(row) == width for row in rows):
-        return [part for columns in _parts(least) for part in fit(_some_columns(node, columns))]
+    if sum(least) > room and columns > 2 and all(len(row) == columns for row in rows):
+        return [part for chosen in _parts(least) for part in fit(_some_columns(node, chosen))]
     # What is left of the line goes to the columns in proportion to what they lack.
-    spare = max(0.0, room - sum(least))
-    lacks = [max(0, min(many, 90) - few) for few, many in zip(least, longest, strict=True)]
-    wants = [few + (spare * lack / sum(lacks) if sum(lacks) else 0.0) for few, lack in zip(least, lacks, strict=True)]
+    lacks = [max(0.0, min(many, _WIDEST_TEXT) - few) for few, many in zip(least, widest, strict=True)]
+    spare = max(0.0, room - sum(least)) / (sum(lacks) or 1.0)
+    wants = [few + spare * lack for few, lack in zip(least, lacks, strict=True)]
     for spec, want in zip(specs, wants, strict=True):
         spec[1] = {"t": "ColWidth", "c": round(want / sum(wants), 4)}
     return [node]
 
 
-def _parts(least: list[int]) -> list[list[int]]:
+def _width(text: str) -> float:
+    """Return about the width of a text in a table, in points: Latin Modern at 8.5 points."""
+    return sum(2.6 if c in " .,:;ilj|!()[]'" else 7.2 if c in "mwMW%@" else 6.4 if c.isupper() else 4.4 for c in text)
+
+
+def _parts(least: list[float]) -> list[list[int]]:
     """Return the columns of each part of a table that is too wide, about as many in each."""
-    room, most = (_LINE / _CHARACTER) - least[0], 0
+    room, most = _LINE - least[0], 0
     for width in least[1:]:
-        room -= width + _GAP / _CHARACTER
+        room -= width + _GAP
         most += room >= 0
     others = list(range(1, len(least)))
     count = -(-len(others) // max(1, most))
@@ -139,12 +145,11 @@ def _some_columns(node: Node, columns: list[int]) -> Node:
 
 
 def height_in_lines(node: Node) -> int:
-    """Return the height of a table that was fitted, in lines, with its caption and header."""
+    """Return about the height of a fitted table, in lines, with its caption."""
     _, _, specs, head, bodies, _ = node["c"]
-    widths = [spec[1].get("c", 1.0) * _LINE / _CHARACTER for spec in specs]
+    widths = [spec[1].get("c", 1.0) * _LINE for spec in specs]
     rows = [row[1] for row in [*head[1], *bodies[0][3]]]
-    lines = [
-        max((-(-len(plain_text(cell[4])) // max(1, int(width))) for cell, width in zip(row, widths, strict=False)), default=1)
+    return 3 + sum(
+        max([1, *(math.ceil(_width(plain_text(cell[4])) / width) for cell, width in zip(row, widths, strict=False))])
         for row in rows
-    ]
-    return 3 + sum(max(1, many) for many in lines)
+    )

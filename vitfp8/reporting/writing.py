@@ -25,6 +25,8 @@ _OPTIONS = {
 }
 #: A table of so many lines is not broken across pages, and of a longer one at least so many stand before the break.
 _KEPT_TOGETHER = 16
+#: A figure of this height moves to the top of a page, and text after it goes first (points).
+_TALL = 300.0
 #: From so many headings on, HTML has a table of contents.
 _LEAST_CONTENTS = 4
 
@@ -52,7 +54,10 @@ class _Writer:
 
     def write(self) -> tuple[str, dict[str, bytes]]:
         """Return the text and its files."""
-        blocks = [node for block in self.document.blocks for node in self._block(block)]
+        found = self.document.blocks
+        blocks = [
+            node for block, after in zip(found, [*found[1:], {"t": "Null"}], strict=True) for node in self._block(block, after)
+        ]
         blocks = transform(blocks, self._inline)
         if self.document.citation.references:
             blocks.append({"t": "Header", "c": [1, attributes("references"), literal("References")]})
@@ -95,15 +100,20 @@ class _Writer:
             meta["author-strings"] = {"t": "MetaInlines", "c": [self._raw(f"({names},)", "RawInline")]}
         return meta
 
-    def _block(self, node: Node) -> list[Node]:
-        """Return a block of the document as this format needs it."""
+    def _block(self, node: Node, after: Node) -> list[Node]:
+        """Return a block of the document, which another follows, as this format needs it."""
         kind = node["t"]
         if kind in ("Figure", "Table") and self.target == "html" and node["c"][1][1]:
             name = {"t": "Span", "c": [attributes("", "number"), literal(f"{self.document.names[node['c'][0][0]]}.")]}
             caption = [name, {"t": "Space"}, *node["c"][1][1][0]["c"]]
             node = {"t": kind, "c": [node["c"][0], [None, [{"t": "Plain", "c": caption}]], *node["c"][2:]]}
         if kind == "Table":
-            return self._table(node)
+            return self._table(node, noted=after["t"] == "Div")
+        if kind == "Para" and [part["t"] for part in node["c"]] == ["Strong"] and self.target != "html":
+            # A line in bold is a heading in all but name, and does not end a page.
+            if self.target == "latex":
+                return [self._raw(r"\Needspace{5\baselineskip}"), node]
+            return [self._raw("#block(sticky: true)["), node, self._raw("]")]
         if kind == "Figure" and not node["c"][1][1]:
             return self._centred([{"t": "Para", "c": block["c"]} for block in node["c"][2]])
         if kind == "Figure" and self.target != "html":
@@ -118,7 +128,7 @@ class _Writer:
         """Return a figure that stands where it is; one that takes most of a page lets the text after it go first."""
         images = [image for part in node["c"][2] for image in part["c"] if image["t"] == "Image"]
         pictures = [self.document.pictures[int(image["c"][2][0].removeprefix("picture:"))] for image in images]
-        if not any(picture.is_tall for picture in pictures):
+        if sum(picture.printed_height() for picture in pictures) < _TALL:
             return [node]
         around = {
             "latex": (r"\begingroup\floatplacement{figure}{!tp}", r"\endgroup"),
@@ -132,19 +142,20 @@ class _Writer:
         around = {"latex": ("\\begin{center}", "\\end{center}"), "typst": ("#align(center)[", "]")}[self.target]
         return [self._raw(around[0]), *blocks, self._raw(around[1])]
 
-    def _table(self, node: Node) -> list[Node]:
-        """Return a table, kept together on a page where it is short enough; where paper is too narrow, in several parts."""
+    def _table(self, node: Node, noted: bool) -> list[Node]:
+        """Return a table, on one page with its notes where it is short enough; where paper is too narrow, in several parts."""
         if self.target == "html":
             return [{"t": "Div", "c": [attributes("", "wide"), [node]]}]
         blocks: list[Node] = []
         for part in fit(node):
-            lines = height_in_lines(part)
+            lines = height_in_lines(part) + 3 * noted
             if self.target == "latex":
                 blocks += [self._raw(rf"\Needspace{{{min(lines, _KEPT_TOGETHER)}\baselineskip}}"), part]
             else:
                 numbering = "" if part["c"][1][1] else "numbering: none"
                 breakable = "true" if lines > _KEPT_TOGETHER else "false"
-                rules = f"#set figure({numbering}); #show figure: set block(breakable: {breakable})"
+                sticky = ", sticky: true" if noted and lines <= _KEPT_TOGETHER else ""
+                rules = f"#set figure({numbering}); #show figure: set block(breakable: {breakable}{sticky})"
                 blocks += [self._raw(f"#[{rules}"), part, self._raw("]")]
         return blocks
 

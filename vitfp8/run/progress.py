@@ -1,7 +1,7 @@
-"""How far a study has come, for whoever looks from another terminal: from the journals, and from what its batches say they plan.
+"""A study's progress as another terminal sees it: from the records, and from what its running batches plan.
 
-A batch keeps ``.batch-<pid>.json`` in the study's folder while it runs, and holds the lock beside it; a file whose lock nobody
-holds is left over from a killed batch and says nothing.
+While a batch runs it keeps ``.batch-<pid>.json`` in the study's folder and holds the lock beside it. A file whose lock is free is
+left over from a killed batch and is ignored.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from filelock import FileLock
 
 from vitfp8.errors import InputError, suggest
 from vitfp8.files import write_whole
-from vitfp8.record import Remark, RunRecord, is_live, is_locked, load_records, now, remarks_of
+from vitfp8.record import JOURNAL, Remark, RunRecord, is_live, is_locked, load_records, now, remarks_of
 from vitfp8.run.locate import executed_folder
 from vitfp8.run.runner import Batch
 from vitfp8.run.study_file import check_study_name
 
 _PATTERN = ".batch-*.json"
 
-#: Epochs whose median tells how long the next ones take.
+#: The time of an epoch is estimated from the median of this many latest ones.
 _RECENT_EPOCHS = 5
 
 
 class BatchFile:
-    """What a running batch tells other terminals; use as a context manager.
+    """The file in which a running batch tells other terminals how it stands; use as a context manager.
 
     Args:
-        folder: the study's; made when it is not there.
-        seconds: lab record → how long its run is expected to take; None: not known.
+        folder: of the study; created if missing.
+        seconds: lab record → expected seconds of its run; None: not known.
     """
 
     def __init__(self, folder: Path, seconds: Mapping[Path, float | None]) -> None:
@@ -48,7 +48,7 @@ class BatchFile:
         self._lock = FileLock(self._path.with_suffix(".lock"))
 
     def __enter__(self) -> BatchFile:
-        """Take the lock, and clear away what killed batches left."""
+        """Take the lock, and remove what killed batches left."""
         for path in self._path.parent.glob(_PATTERN):
             if not is_locked(path.with_suffix(".lock")):
                 _remove(path)
@@ -56,16 +56,12 @@ class BatchFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """The batch is over: nothing is left behind."""
+        """Release the lock and remove the file."""
         self._lock.release()
         _remove(self._path)
 
     def write(self, batch: Batch) -> None:
-        """Write how the batch stands, when that has changed; a full disk is passed over, since the batch matters more.
-
-        Args:
-            batch: as it stands.
-        """
+        """Write how the batch stands if that has changed; a full disk is ignored, since the batch matters more."""
         runs = []
         for run in batch.planned:
             result = batch.results.get(run.output)
@@ -80,14 +76,14 @@ class BatchFile:
 
 
 def _remove(path: Path) -> None:
-    """Remove a batch's file and its lock."""
+    """Remove a batch's file and its lock file."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
         path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _live_batches(folder: Path) -> list[dict[str, Any]]:
-    """What the batches say that run in a study's folder now."""
+    """The contents of the files of the batches that run in a study's folder now."""
     said = []
     for path in sorted(folder.glob(_PATTERN)):
         if is_locked(path.with_suffix(".lock")):
@@ -100,47 +96,28 @@ def _live_batches(folder: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far one run has come.
+    """The progress of one run."""
 
-    Attributes:
-        run: its name.
-        status: the record's, or ``waiting``.
-        record: None while it waits.
-        seconds_left: until it ends; None: not known, or it has ended.
-        remarks: what is noted of it.
-    """
-
-    run: str
-    status: str
-    record: RunRecord | None
-    seconds_left: float | None
+    run: str  # its name
+    status: str  # the record's, or waiting, or starting
+    record: RunRecord | None  # None while it waits for the first time
+    seconds_left: float | None  # None: not known, or it has ended
     remarks: Sequence[Remark] = ()
 
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """How far a study has come.
+    """The progress of a study."""
 
-    Attributes:
-        runs: those that there are, then those that a running batch has planned.
-        seconds_left: until the running batches end; None: not known.
-        message: what a batch waits for.
-        batches: number of batches that run now.
-        problems: one line for each notebook that cannot be read.
-    """
-
-    runs: Sequence[RunProgress]
-    seconds_left: float | None
-    message: str
-    batches: int
-    problems: Sequence[str]
+    runs: Sequence[RunProgress]  # those with a record, then those that a running batch has planned
+    seconds_left: float | None  # until the running batches end; None: not known
+    message: str  # what a batch waits for
+    batches: int  # how many run now
+    problems: Sequence[str]  # one line for each file that cannot be read
 
 
 def latest_study(name: str | None) -> Path:
-    """The folder of a study; of the one whose runs changed last where none is named.
-
-    Args:
-        name: the study's, or None.
+    """The folder of the named study, or of the one whose runs changed last.
 
     Raises:
         InputError: there is no such study, or none at all.
@@ -158,19 +135,16 @@ def latest_study(name: str | None) -> Path:
 
 
 def _changed(folder: Path) -> float:
-    """When a study's journals or batches changed last."""
+    """When a study's journals or batches last changed, in seconds since the epoch."""
     times = [folder.stat().st_mtime]
-    for path in [*folder.glob("*/journal.jsonl"), *folder.glob(_PATTERN)]:
+    for path in [*folder.glob(f"*/{JOURNAL}"), *folder.glob(_PATTERN)]:
         with suppress(OSError):
             times.append(path.stat().st_mtime)
     return max(times)
 
 
 def study_progress(folder: Path) -> StudyProgress:
-    """Read how far a study has come; changes nothing.
-
-    Args:
-        folder: ``executed/<study>``.
+    """The progress of the study in ``executed/<study>``; changes nothing.
 
     Raises:
         InputError: there is no such folder.
@@ -201,14 +175,14 @@ def study_progress(folder: Path) -> StudyProgress:
 
 
 def _number(value: object) -> float | None:
-    """A number that another process wrote, if it is one."""
+    """A value that another process wrote, if it is a number."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < 1e12:
         return None
     return float(value)
 
 
 def _seconds_left(record: RunRecord, folder: Path) -> float | None:
-    """What is left of a running training, from its latest epochs and from how long the present one has taken so far."""
+    """Seconds left of a running training, from its latest epochs and the time since the last one ended."""
     done = [row.epoch_seconds for row in record.history if row.epoch_seconds is not None][-_RECENT_EPOCHS:]
     epochs, epoch = record.progress.get("epochs"), record.progress.get("epoch")
     if not done or not isinstance(epochs, int) or not isinstance(epoch, int) or not 0 <= epoch <= epochs < 2**31:
@@ -216,5 +190,5 @@ def _seconds_left(record: RunRecord, folder: Path) -> float | None:
     each = statistics.median(done)
     since = 0.0
     with suppress(OSError):
-        since = min(max(time.time() - (folder / "journal.jsonl").stat().st_mtime, 0.0), each)
+        since = min(max(time.time() - (folder / JOURNAL).stat().st_mtime, 0.0), each)
     return max((epochs - epoch) * each - since, 0.0)
