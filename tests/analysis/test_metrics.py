@@ -12,7 +12,8 @@ import pytest
 
 from tests.analysis.records import FOUR, diverged, imported, make_record, write_notebook
 from vitfp8.analysis.contrasts import find_contrasts
-from vitfp8.analysis.results import finite, load_results
+from vitfp8.analysis.results import load_results
+from vitfp8.analysis.values import finite
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.errors import InputError
 from vitfp8.record import EpochRow, Metrics

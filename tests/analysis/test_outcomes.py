@@ -278,9 +278,9 @@ def test_methods_of_imported_runs_claim_nothing_of_this_projects_training(study:
 def test_a_diverged_run_is_counted_beside_its_own_group_alone(study: Study) -> None:
     long = make_record("BaseFP16", 0, epochs=30)
     results = load_results(study(make_record("BaseFP16", 0), diverged("BaseFP16", 1)))
-    assert tables.diverged_beside(results, results.groups[0]) == 1
+    assert results.diverged_beside(results.groups[0]) == 1
     results = load_results(study(long, diverged("BaseFP16", 1), name="long"))
-    assert tables.diverged_beside(results, results.groups[0]) == 0
+    assert results.diverged_beside(results.groups[0]) == 0
 
 
 def test_contrasts_between_machines_say_so(study: Study) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from vitfp8.record import RunRecord
+
 #: Old name → best accuracy, gap, epochs of warm-up.
 TRAININGS = {
     "exp1_baseline": (0.78, 0.18, 0),
@@ -16,6 +18,11 @@ TRAININGS = {
     "exp3_fp16_fixed": (0.833, 0.028, 5),
     "experiment3_fp16": (0.8225, 0.154, 5),
 }
+
+
+def said_of(record: RunRecord) -> str:
+    """What an imported record says in sentences: its note, and the caveats of the earlier project."""
+    return "\n".join([*(note["text"] for note in record.notes), *record.provenance["imported"]["caveats"]])
 
 
 def metrics(top: float = 0.78, gap: float = 0.18, warmup: int = 0, epochs: int = 12) -> dict[str, list[Any]]:

@@ -20,13 +20,6 @@ from vitfp8.legacy.source import SourceTree, read_tree
 from vitfp8.record import Hardware, RunRecord
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def source_of(here: Path, name: str, content: object) -> SourceTree:
     """A tree with one file."""
     old.write(here / "source" / name, content)
@@ -51,11 +44,6 @@ def levels_of(here: Path, numbers: list[Any]) -> tuple[dict[str, Any], list[Any]
 def record_of(name: str = "BaseFP32-imported", study: str = "imported") -> RunRecord:
     """An imported record, read back."""
     return read_record(f"executed/{study}/{name}.ipynb")
-
-
-def notes_of(record: RunRecord) -> str:
-    """All notes of a record."""
-    return "\n".join(note["text"] for note in record.notes)
 
 
 # ------------------------------------------------------------------------------------------------------------- hardware
@@ -122,7 +110,7 @@ def test_what_the_timing_report_states_is_in_the_record_and_no_sentence_denies_i
     assert record.status == "completed" and record.reason is None
     assert record.provenance["imported"]["timing_report"] == old.timing(best=best)
     assert (record.parameters["epochs"], record.progress) == (12, {"epoch": 12, "epochs": 12})
-    said = notes_of(record)
+    said = old.said_of(record)
     stated = "precision fp32, augmentation basic, 12 planned epochs, the configuration configs/BaseFP32.yaml"
     assert f"timing_report.json states {stated}" in said
     assert "No file of the folder states them" not in said and "no file states" not in said and "history counts" not in said
@@ -134,8 +122,8 @@ def test_without_a_timing_report_the_record_says_that_the_plan_is_unknown(here: 
     (old.run(here / "old", "BaseFP32", layout=2) / "timing_report.json").unlink()
     import_results(here / "old")
     record = record_of()
-    assert "how many epochs were planned, no file states" in notes_of(record)
-    assert "Precision, augmentation and bundle are what the name stands for" in notes_of(record)
+    assert "how many epochs were planned, no file states" in old.said_of(record)
+    assert "Precision, augmentation and bundle are what the name stands for" in old.said_of(record)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +159,7 @@ def test_a_configuration_in_the_folder_states_the_plan_as_well(here: Path) -> No
     record = record_of()
     assert record.status == "failed" and "after 12 of 50 planned epochs" in str(record.reason)
     assert record.progress == {"epoch": 12, "epochs": 50}
-    assert "BaseFP32/BaseFP32.yaml states precision fp32, augmentation basic, 50 planned epochs." in notes_of(record)
+    assert "BaseFP32/BaseFP32.yaml states precision fp32, augmentation basic, 50 planned epochs." in old.said_of(record)
 
 
 def test_parameters_that_changed_within_the_earlier_project_are_not_known(here: Path) -> None:
@@ -179,7 +167,7 @@ def test_parameters_that_changed_within_the_earlier_project_are_not_known(here: 
         old.write(old.run(here / "old", name) / "timing_report.json", {"num_epochs": 20})
     import_results(here / "old")
     base, augm = record_of(), record_of("AugmFP32-imported")
-    assert "batch_size" not in base.parameters and "batch size" not in notes_of(base)
+    assert "batch_size" not in base.parameters and "batch size" not in old.said_of(base)
     assert augm.parameters["batch_size"] == 128 and augm.parameters["warmup_fraction"] == 5 / 20
 
 
@@ -249,7 +237,7 @@ def test_the_later_fp8_test_says_which_model_was_quantised(here: Path) -> None:
     import_results(here / "old")
     record = record_of("FP8Test-imported")
     assert record.source["experiment"] == "AugmFP16" and record.source["path"] == "results/AugmFP16/checkpoints/best_model.pt"
-    said = notes_of(record)
+    said = old.said_of(record)
     assert "Quantised: results/AugmFP16/checkpoints/best_model.pt" in said and "does not say" not in said
     assert "degradation" not in said and "whole numbers up to ±240" in said
     assert "Means of batch means were taken, not means over images" not in said and "correct images ÷ images" in said
@@ -265,6 +253,6 @@ def test_the_first_fp8_test_is_in_percent_and_rounded_to_nine_levels(here: Path)
     (row,) = record.quantization
     assert (row.format, row.test_acc) == ("int_4", pytest.approx(0.315)) and record.source["test_acc"] == pytest.approx(0.8329)
     assert row.accuracy_difference == pytest.approx(-0.5179)
-    assert "whole numbers up to ±4:" in notes_of(record) and "±240" not in notes_of(record)
-    assert "does not say; it calls it original_fp16" in notes_of(record) and "degradation" not in notes_of(record)
+    assert "whole numbers up to ±4:" in old.said_of(record) and "±240" not in old.said_of(record)
+    assert "does not say; it calls it original_fp16" in old.said_of(record) and "degradation" not in old.said_of(record)
     assert [cells[0] for cells in quantization_table([record]).rows] == ["int_4 (imported)"]

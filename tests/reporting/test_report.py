@@ -189,6 +189,31 @@ def test_code_is_hidden_and_tags_are_honoured(tmp_path: Path) -> None:
     assert not re.search("PARAMETERS|INJECTED|REMOVED|SILENT|HIDDEN|CODE", page)
 
 
+def test_a_data_frame_is_a_table_without_its_styles(tmp_path: Path) -> None:
+    frame = "<div><style scoped>.dataframe tbody tr th { vertical-align: top; }</style>"
+    frame += (
+        "<table><thead><tr><th></th><th>value</th></tr></thead><tbody><tr><th>seed</th><td>0.5</td></tr></tbody></table></div>"
+    )
+    notebook = notebooks.write(tmp_path / "a.ipynb", notebooks.cell(notebooks.shown({"text/html": frame, "text/plain": "x"})))
+    body = export(notebook, tmp_path / "out", "html")["html"].read_text(encoding="utf-8").split("<body>")[1]
+    assert "<table>" in body and "seed" in body and "vertical-align" not in body
+
+
+def test_a_table_s_data_is_typeset_and_not_its_html(tmp_path: Path) -> None:
+    from vitfp8.analysis.table import TABLE_MIME, ReportTable
+
+    table = ReportTable(
+        stem="x", columns=["Run", "n"], rows=[["<b>a_1</b>", "0.50"], ["$x$ \\input{y}", "–"]], notes=["50 % & more"]
+    )
+    data = {**table._repr_mimebundle_(), "text/html": "<p>PARSED</p>"}
+    assert TABLE_MIME in data
+    cell = notebooks.cell(notebooks.shown(data), about={"caption": "Shown.", "label": "tab-x"})
+    made = export(notebooks.write(tmp_path / "a.ipynb", cell), tmp_path / "out", "html", "latex")
+    html, latex = (made[name].read_text(encoding="utf-8") for name in ("html", "latex"))
+    assert "&lt;b&gt;a_1&lt;/b&gt;" in html and "PARSED" not in html + latex and "50 % &amp; more" in html
+    assert r"\textbackslash input\{y\}" in latex and r"50 \% \& more" in latex and r"\label{tab-x}" in latex
+
+
 @pytest.mark.parametrize(("exporter", "file"), [("HtmlReport", "a.html"), ("LatexReport", "a.tex")])
 def test_nbconvert_with_our_exporters_does_the_same(exporter: str, file: str, tmp_path: Path) -> None:
     notebook = notebooks.write(
@@ -235,6 +260,17 @@ def test_nothing_in_the_pdf_leaves_its_page(pdf_file: Path) -> None:
             assert float(found.group(1)) > 66 and float(found.group(2)) < width - 66, line
             words += 1
     assert words > 100
+
+
+@needs_poppler
+def test_no_page_ends_early_while_text_follows(pdf_file: Path) -> None:
+    boxes = subprocess.run(["pdftotext", "-bbox", pdf_file, "-"], capture_output=True, text=True, check=True).stdout
+    *pages, _last = boxes.split("<page ")[1:]
+    assert len(pages) > 3
+    for page in pages:
+        height = float(re.search(r'height="([\d.]+)"', page).group(1))
+        lowest = max(y for y in map(float, re.findall(r'yMax="([\d.]+)"', page)) if y < height - 66)
+        assert height - 71 - lowest < 0.34 * (height - 142)
 
 
 @needs_poppler
@@ -439,7 +475,7 @@ def test_earlier_files_stay_when_the_disk_is_full(target: str, small: Path, tmp_
         (tmp_path / name).write_text("an earlier report")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     program = (
-        "import resource, sys; from pathlib import Path; from vitfp8.params import InputError;"
+        "import resource, sys; from pathlib import Path; from vitfp8.errors import InputError;"
         "from vitfp8.reporting.build import export_report;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
         "try: export_report(Path(sys.argv[1]), Path(sys.argv[2]), [sys.argv[3]], citation=Path(sys.argv[4]), engine='typst')\n"

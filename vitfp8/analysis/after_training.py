@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vitfp8.analysis.results import StudyResults, finite_values, group_label
+from vitfp8.analysis.grouping import group_label
+from vitfp8.analysis.results import StudyResults
+from vitfp8.analysis.values import finite_values
 from vitfp8.catalog import QUANTIZED_FORMATS, QUANTIZED_GRANULARITIES, QUANTIZED_OPERANDS
 from vitfp8.record import NOT_8_BITS, QuantizationRow, RunRecord
 

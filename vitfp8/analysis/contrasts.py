@@ -20,7 +20,8 @@ from vitfp8.analysis.factors import (
     value_of,
     value_words,
 )
-from vitfp8.analysis.results import Group, StudyResults
+from vitfp8.analysis.grouping import Group
+from vitfp8.analysis.results import StudyResults
 from vitfp8.analysis.statistics import LEAST_SEEDS_FOR_A_TEST, Paired, conclusion, holm, paired_difference
 from vitfp8.catalog import EXPERIMENTS, label_of
 

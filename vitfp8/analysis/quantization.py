@@ -17,9 +17,10 @@ from vitfp8.analysis.after_training import PUBLISHED, Way, format_label, quantiz
 from vitfp8.analysis.escaping import escape_markdown as md
 from vitfp8.analysis.figures.drawing import Figure, drawing, new_figure, plot_label
 from vitfp8.analysis.figures.panels import legend_below
-from vitfp8.analysis.results import StudyResults, finite, finite_values
+from vitfp8.analysis.results import StudyResults
 from vitfp8.analysis.table import MISSING, ReportTable, number
 from vitfp8.analysis.text import listed, points
+from vitfp8.analysis.values import finite, finite_values
 from vitfp8.catalog import QUANTIZED_FORMATS, QUANTIZED_OPERANDS, label_of
 from vitfp8.record import RunRecord
 

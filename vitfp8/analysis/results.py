@@ -1,21 +1,17 @@
-"""What a study found: its records, grouped into the cells that may be averaged.
+"""What a study found: everything in its folder, read once, and what may be said of it.
 
-Only completed runs enter a group. A group holds runs that differ in nothing but the seed: the same experiment, variant, origin,
-parameters and kind of arithmetic. Runs of another data set or length in the same folder make a group of their own, with a label
-that says so, and are warned about.
+Only completed runs enter a group (see `vitfp8.analysis.grouping`); every other run is listed with its reason.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from vitfp8.analysis import disturbance
@@ -23,7 +19,6 @@ from vitfp8.analysis.factors import (
     BUNDLE_KEYS,
     DATA_KEYS,
     MACHINE_KEYS,
-    NAMES,
     PRECISION_KEYS,
     departures,
     differing_keys,
@@ -32,11 +27,23 @@ from vitfp8.analysis.factors import (
     recorded_words,
     value_words,
 )
-from vitfp8.catalog import EXPERIMENTS, catalogue_order, label_of, row_of
+from vitfp8.analysis.grouping import (
+    Group,
+    cell_of,
+    deciding_parameters,
+    distinguishing_words,
+    group_key,
+    group_label,
+    group_order,
+    quantization_key,
+    shared_context,
+    stated_keys,
+)
+from vitfp8.analysis.style import Styles
+from vitfp8.analysis.values import finite, nonempty_texts, steady_seconds
+from vitfp8.catalog import EXPERIMENTS, label_of
 from vitfp8.errors import InputError
 from vitfp8.home import at_home, run_command, study_home
-from vitfp8.params import identity_of
-from vitfp8.params.quantization import parameters_of
 from vitfp8.record import (
     Remark,
     RunRecord,
@@ -52,8 +59,10 @@ from vitfp8.record import (
 #: What stands for the epochs of a run that trains nothing.
 MISSING_EPOCHS = "–"
 
+
 #: What "validation" is of an imported run; said wherever one of its accuracies stands.
 IMPORTED_VALIDATION = "Imported runs: “validation” is the test set, which also chose the best epoch"
+
 
 #: What else is different about imported runs, in sentences.
 IMPORTED_CAVEATS = (
@@ -61,223 +70,6 @@ IMPORTED_CAVEATS = (
     "Imported runs took means of batch means, set no seed, and measured training accuracy while training, on augmented images; "
     "those in FP16 were evaluated in FP32. Their notebooks say what is known and what is not.",
 )
-
-#: No loss, norm or time is as large; squares of such numbers, and sums of them, overflow.
-_LARGEST = 1e100
-
-#: Styles for what the catalogue does not know, and for further groups of one experiment.
-_SPARE_COLORS = ("#7f3c8d", "#525252", "#0072b2", "#b8860b", "#008080", "#d55e00")
-_SPARE_LINES: tuple[Any, ...] = ((0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)), (0, (5, 1, 1, 1)))
-_SPARE_MARKERS = ("P", "X", "v", "<", ">", "p", "*", "h")
-_SPARE_HATCHES = ("\\\\", "++", "oo", "--", "||", "**")
-
-
-def finite(value: Any) -> float | None:
-    """A number as a float; None for what is missing, no number, NaN, infinite, or so large that its square is.
-
-    Args:
-        value: anything that a record may hold.
-    """
-    if value is None or value is pd.NA or isinstance(value, (bool, np.bool_, str)):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if abs(number) < _LARGEST else None
-
-
-def finite_values(values: Iterable[Any]) -> list[float]:
-    """Those values that are finite numbers.
-
-    Args:
-        values: anything that a record may hold.
-    """
-    return [number for number in map(finite, values) if number is not None]
-
-
-def steady_seconds(values: Iterable[Any]) -> list[float]:
-    """The seconds of a run's epochs that count: without the first, slower one where there are more.
-
-    Args:
-        values: in the order of the epochs.
-    """
-    seconds = list(values)
-    return finite_values(seconds[1:] or seconds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Style:
-    """How a group is drawn: each style differs in more than its colour."""
-
-    color: str
-    linestyle: Any
-    marker: str
-    hatch: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A column of the history of a group, over its seeds.
-
-    Attributes:
-        epochs: from 1.
-        mean: over the runs that have a value there.
-        low: least of the runs' values.
-        high: greatest of them.
-        n: number of runs.
-        column: which column it is.
-    """
-
-    epochs: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    n: int
-    column: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Completed runs that differ in their seed alone.
-
-    Attributes:
-        experiment: its name in the catalogue.
-        variant: control or point of a sweep; empty for the experiment itself.
-        origin: ``run`` or ``imported``.
-        label: what figures and tables call it.
-        parameters: deciding parameters that the runs share.
-        stated: every parameter of the first run's record.
-        departures: factors in which the runs are not what their name says, see `vitfp8.analysis.factors.departures`.
-        machine: device and processor.
-        backend: ``native``, ``emulated`` or None where the record does not say.
-        compiled: whether its models were compiled: their times compare with each other's only.
-        precision: effective precision.
-        style: how it is drawn.
-        runs: a row a run, of `load_runs`.
-        history: a row a run and epoch, of `load_history`.
-    """
-
-    experiment: str
-    variant: str
-    origin: str
-    label: str
-    parameters: Mapping[str, Any]
-    stated: Mapping[str, Any]
-    departures: Mapping[str, Any]
-    machine: str
-    backend: str | None
-    compiled: bool
-    precision: str | None
-    style: Style
-    runs: pd.DataFrame
-    history: pd.DataFrame
-
-    @property
-    def n(self) -> int:
-        """Number of runs."""
-        return len(self.runs)
-
-    @property
-    def emulated(self) -> bool:
-        """Whether its times, memory and energy say nothing about the format."""
-        return self.backend == "emulated"
-
-    @property
-    def imported(self) -> bool:
-        """Whether its runs come from an earlier project: what they call validation is not what it is here."""
-        return self.origin == "imported"
-
-    @property
-    def of_design(self) -> bool:
-        """Whether it is a cell of the design: no variant, and what its name says."""
-        return not self.variant and not self.departures
-
-    @cached_property
-    def disturbed(self) -> int:
-        """Number of runs during which others took the processor."""
-        return sum(value is True for value in self.runs.get("disturbed", []))
-
-    @property
-    def marks(self) -> str:
-        """What stands beside its times, memory and energy: † emulated, ‡ every run was disturbed; empty: they may be compared."""
-        return " ".join(("†",) * self.emulated + (disturbance.MARK,) * (self.disturbed == self.n))
-
-    @property
-    def marked_label(self) -> str:
-        """The label, with the marks of its times."""
-        return f"{self.label} {self.marks}".rstrip()
-
-    @cached_property
-    def undisturbed_runs(self) -> list[str]:
-        """The runs whose times count: those that nobody disturbed, or all of them where every one was."""
-        names = list(self.runs["run"])
-        if not 0 < self.disturbed < self.n:
-            return names
-        return [run for run, value in zip(names, self.runs["disturbed"], strict=True) if value is not True]
-
-    def timed_values(self, key: str) -> list[float]:
-        """The finite values of a column about time, memory or energy: without disturbed runs, unless all were disturbed.
-
-        Args:
-            key: the column of `runs`.
-        """
-        kept = self.runs[self.runs["run"].isin(self.undisturbed_runs)]
-        return finite_values(kept[key]) if key in kept else []
-
-    def epoch_quartiles(self) -> tuple[float, float, float] | None:
-        """First quartile, median and third quartile of the seconds of an epoch, over the epochs of all undisturbed runs.
-
-        The first epoch of a run, which is slower, is left out where there are more. None: no time is recorded.
-        """
-        if "epoch_seconds" not in self.history:
-            return None
-        seconds: list[float] = []
-        for run in self.undisturbed_runs:
-            rows = self.history[self.history["run"] == run]
-            seconds += steady_seconds(rows["epoch_seconds"])
-        return quartiles(seconds) if seconds else None
-
-    def values(self, key: str) -> list[float]:
-        """The finite values of a column of `runs`, a run each.
-
-        Args:
-            key: the column.
-        """
-        return finite_values(self.runs[key]) if key in self.runs else []
-
-    def by_seed(self, key: str) -> dict[int | None, float]:
-        """Seed → value of a column; the seed None stands for an only run without one.
-
-        Args:
-            key: the column of `runs`.
-        """
-        found: dict[int | None, float] = {}
-        for seed, value in zip(self.runs["seed"], self.runs.get(key, [None] * self.n), strict=True):
-            number = finite(value)
-            if number is not None and (not pd.isna(seed) or self.n == 1):
-                found[None if pd.isna(seed) else int(seed)] = number
-        return found
-
-    def curve(self, *columns: str) -> Curve | None:
-        """The first of the columns that has values, by epoch; None when none has.
-
-        Args:
-            columns: of the history, in order of preference.
-        """
-        for column in columns:
-            if column not in self.history:
-                continue
-            table = self.history.assign(value=self.history[column].map(finite)).dropna(subset=["value"])
-            if table.empty:
-                continue
-            values = table.assign(value=table["value"].astype(float)).groupby("epoch")["value"]
-            frame = values.agg(["mean", "min", "max"]).sort_index()
-            return Curve(
-                epochs=frame.index.to_numpy(dtype=float), mean=frame["mean"].to_numpy(), low=frame["min"].to_numpy(),
-                high=frame["max"].to_numpy(), n=table["run"].nunique(), column=column,
-            )  # fmt: skip
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +122,7 @@ class StudyResults:
         for _, row in self.runs[self.runs["status"] == "completed"].iterrows():
             if pd.isna(row["seed"]):
                 continue
-            key = _group_key(self.records[row["run"]], with_seed=True)
+            key = group_key(self.records[row["run"]], with_seed=True)
             other = latest.get(key)
             if other is None or str(row.get("started") or "") >= str(other.get("started") or ""):
                 latest[key] = row
@@ -346,20 +138,20 @@ class StudyResults:
         completed = self.runs[(self.runs["status"] == "completed") & ~self.runs["run"].isin(list(self._superseded))]
         keyed: dict[str, list[str]] = {}
         for run in completed["run"]:
-            keyed.setdefault(_group_key(self.records[run]), []).append(run)
-        found = sorted(keyed.values(), key=lambda names: _order(self.records[names[0]]))
+            keyed.setdefault(group_key(self.records[run]), []).append(run)
+        found = sorted(keyed.values(), key=lambda names: group_order(self.records[names[0]]))
         siblings: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for names in found:
             record = self.records[names[0]]
-            siblings.setdefault((*_cell(record), recorded_words(departures(record))), []).append(_context(record))
-        styles = _Styles()
+            siblings.setdefault((*cell_of(record), recorded_words(departures(record))), []).append(shared_context(record))
+        styles = Styles()
         groups = []
         for names in found:
             record = self.records[names[0]]
-            context = _context(record)
+            context = shared_context(record)
             differing = departures(record)
             recorded = recorded_words(differing)
-            suffix = ", ".join(filter(None, (recorded, _differences(context, siblings[(*_cell(record), recorded)]))))
+            suffix = ", ".join(filter(None, (recorded, distinguishing_words(context, siblings[(*cell_of(record), recorded)]))))
             groups.append(
                 Group(
                     experiment=record.experiment,
@@ -436,7 +228,7 @@ class StudyResults:
         older: dict[str, str] = {}
         completed = [(run, r) for run, r in self.quantizations.items() if r.status == "completed" and r.quantization]
         for run, record in sorted(completed, key=lambda pair: pair[1].started or ""):
-            cell = cells.setdefault(_quantization_key(record), {})
+            cell = cells.setdefault(quantization_key(record), {})
             for other in [name for name, earlier in cell.items() if record.seed is not None and earlier.seed == record.seed]:
                 del cell[other]
                 older[other] = run
@@ -490,6 +282,14 @@ class StudyResults:
         counts = Counter(self.runs["status"]) if trainings else self.statuses
         return ", ".join(f"{counts[key]} {key}" for key in sorted(counts, key=lambda key: (key != "completed", key))) or "no run"
 
+    def diverged_beside(self, group: Group) -> int:
+        """Number of diverged runs of the same experiment, variant, origin and parameters as a group's."""
+        cell = (group.experiment, group.variant, group.origin)
+        return sum(
+            record.status == "diverged" and cell_of(record) == cell and deciding_parameters(record) == group.parameters
+            for record in self.records.values()
+        )
+
     @property
     def test_images(self) -> int | None:
         """Number of test images, where the runs that were executed here agree on one."""
@@ -512,7 +312,7 @@ class StudyResults:
         fresh = [group for group in self.groups if group.origin == "run"]
         said = []
         free = {*BUNDLE_KEYS, *PRECISION_KEYS, *MACHINE_KEYS}
-        for key in _keys(fresh):
+        for key in stated_keys(fresh):
             # what a variant changes on purpose is named where it is compared; other images are never compared
             groups = [group for group in fresh if not group.variant or key in DATA_KEYS]
             if not any(differing_keys(groups[0].parameters, group.parameters, free=free).count(key) for group in groups[1:]):
@@ -566,7 +366,7 @@ class StudyResults:
         codes: dict[int | None, set[str]] = {}  # digests that were taken by different rules cannot be compared
         for run in (run for group in groups for run in group.runs["run"]):
             about = self.records[run].provenance
-            codes.setdefault(code_digest_rule(about), set()).update(finite_texts([about.get("code_digest")]))
+            codes.setdefault(code_digest_rule(about), set()).update(nonempty_texts([about.get("code_digest")]))
         versions = max(map(len, codes.values()), default=0)
         if versions > 1:
             said.append(f"The runs were made by {versions} versions of the code that decides numbers; see the provenance.")
@@ -576,24 +376,6 @@ class StudyResults:
                 "decided their numbers is not known."
             )
         return said
-
-
-def finite_text(value: Any) -> str | None:
-    """A text that is not empty; None for anything else.
-
-    Args:
-        value: anything that a record may hold.
-    """
-    return value if isinstance(value, str) and value else None
-
-
-def finite_texts(values: Iterable[Any]) -> list[str]:
-    """Those values that are texts and not empty.
-
-    Args:
-        values: anything that a record may hold.
-    """
-    return [value for value in values if isinstance(value, str) and value]
 
 
 def load_results(folder: str | Path) -> StudyResults:
@@ -644,90 +426,6 @@ def _with_times(runs: pd.DataFrame, history: pd.DataFrame, records: Mapping[str,
     return runs.assign(**{key: pd.Series(values, index=runs.index, dtype=object) for key, values in added.items()})
 
 
-def group_label(experiment: str, variant: str = "", origin: str = "run", suffix: str = "") -> str:
-    """What figures and tables call a group.
-
-    Args:
-        experiment: its name.
-        variant: control or point of a sweep.
-        origin: ``run`` or ``imported``.
-        suffix: what else distinguishes it.
-    """
-    further = [part for part in (variant, "imported" if origin == "imported" else "", suffix) if part]
-    return label_of(experiment) + (f" ({', '.join(further)})" if further else "")
-
-
-def deciding_parameters(record: RunRecord) -> dict[str, Any]:
-    """The parameters of a run that can change its numbers, without the seed; the data's digest is one of them.
-
-    Args:
-        record: the run's record.
-    """
-    found = identity_of(parameters_of(record.experiment), record.parameters)
-    found.pop("seed", None)
-    if record.data.get("digest"):
-        found["data_digest"] = str(record.data["digest"])[:12]
-    if record.weights_digest:
-        found["pretrained_sha256"] = record.weights_digest[:12]
-    return found
-
-
-def _machine(record: RunRecord) -> str:
-    """Device and processor of a run."""
-    parts = finite_texts([record.provenance.get("device"), record.provenance.get("processor")])
-    return ", ".join(dict.fromkeys(parts)) or "unknown machine"
-
-
-def _context(record: RunRecord) -> dict[str, Any]:
-    """What the runs of a group share."""
-    backend = record.precision.backend if record.precision else None
-    said = record.precision.compiled if record.precision else None
-    # records from before the program decided it say what was asked for
-    compiled = record.parameters.get("torch_compile") is True if said is None else said
-    shared = deciding_parameters(record) | {"backend": backend, "machine": _machine(record)}
-    return shared | {"compiled": True} if compiled else shared
-
-
-def _cell(record: RunRecord) -> tuple[str, str, str]:
-    """Experiment, variant and origin of a run."""
-    return record.experiment, record.variant, record.origin
-
-
-def _group_key(record: RunRecord, *, with_seed: bool = False) -> str:
-    """Equal for runs that may be averaged (with the seed: for repeats of one run)."""
-    return json.dumps([_cell(record), _context(record), record.seed if with_seed else None], sort_keys=True, default=str)
-
-
-def _quantization_key(record: RunRecord) -> str:
-    """Equal for quantisations that may be averaged: same variant, origin, settings, data, and kind of source."""
-    settings = identity_of(parameters_of(record.experiment), record.parameters)
-    settings.pop("seed", None)
-    source = [record.source.get(key) for key in ("experiment", "variant", "precision")]
-    return json.dumps([_cell(record), settings, source, record.data.get("digest")], sort_keys=True, default=str)
-
-
-def _order(record: RunRecord) -> tuple[Any, ...]:
-    """Sort key of groups."""
-    return record.origin == "imported", catalogue_order(record.experiment), record.variant, _group_key(record)
-
-
-def _differences(context: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> str:
-    """What distinguishes a group from others of the same experiment and variant: as few parameters as tell all of them apart."""
-    differing = sorted({key for one in siblings for other in siblings for key in differing_keys(one, other)})
-    preferred = [key for key in ("dataset", "epochs", "model", "image_size", "backend", "machine") if key in differing]
-    shown: list[str] = []
-    for key in preferred + [key for key in differing if key not in preferred]:
-        told = {tuple(value_words(k, other.get(k)) for k in shown) for other in siblings}
-        if len({tuple(value_words(k, other.get(k)) for k in [*shown, key]) for other in siblings}) > len(told):
-            shown.append(key)
-    return ", ".join(f"{key_words(key)} {value_words(key, context.get(key))}" for key in shown)
-
-
-def _keys(groups: Sequence[Group]) -> list[str]:
-    """Every parameter that a group states, but names."""
-    return list(dict.fromkeys(key for group in groups for key in group.parameters if key not in NAMES))
-
-
 def _that_count(later: Mapping[str, str]) -> dict[str, str]:
     """Repeated runs → the latest one of each, from repeated runs → the next later one."""
     found = {}
@@ -753,26 +451,3 @@ def _test_images(record: RunRecord) -> int | None:
     sizes = record.data.get("sizes")
     number = finite(sizes.get("test")) if isinstance(sizes, dict) else None
     return int(number) if number else None
-
-
-class _Styles:
-    """Hands out styles: the catalogue's first, then spare ones, so that no two groups look alike."""
-
-    def __init__(self) -> None:
-        self._taken: Counter[str] = Counter()
-        self._colors: dict[str, str] = {}
-        self._spare = 0
-
-    def take(self, experiment: str, *, of_design: bool = True) -> Style:
-        """The next style for an experiment; its own one is for the experiment itself, not for variants and misnamed runs."""
-        row = row_of(experiment)
-        first = of_design and self._taken[experiment] == 0
-        self._taken[experiment] += of_design
-        if row is not None and first:
-            return Style(color=row.color, linestyle=row.linestyle, marker=row.marker, hatch=row.hatch)
-        color = row.color if row else self._colors.setdefault(experiment, _SPARE_COLORS[len(self._colors) % len(_SPARE_COLORS)])
-        number, self._spare = self._spare, self._spare + 1
-        return Style(
-            color=color, linestyle=_SPARE_LINES[number % len(_SPARE_LINES)],
-            marker=_SPARE_MARKERS[number % len(_SPARE_MARKERS)], hatch=_SPARE_HATCHES[number % len(_SPARE_HATCHES)],
-        )  # fmt: skip

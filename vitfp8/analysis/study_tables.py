@@ -21,7 +21,8 @@ from vitfp8.analysis.contrasts import ENDPOINTS, FAMILIES, Contrast, find_contra
 from vitfp8.analysis.disturbance import MARK
 from vitfp8.analysis.escaping import one_line
 from vitfp8.analysis.factors import key_words
-from vitfp8.analysis.results import IMPORTED_VALIDATION, Group, StudyResults, deciding_parameters
+from vitfp8.analysis.grouping import Group
+from vitfp8.analysis.results import IMPORTED_VALIDATION, StudyResults
 from vitfp8.analysis.statistics import LEAST_SEEDS_FOR_A_TEST, describe
 from vitfp8.analysis.table import MISSING, ReportTable, number
 from vitfp8.catalog import AUGM_BUNDLE, EXPERIMENTS, PRECISIONS
@@ -169,23 +170,8 @@ METRIC_ROWS: tuple[MetricRow, ...] = (
 
 def _runs_cell(results: StudyResults, group: Group) -> str:
     """Number of runs, and of those that diverged beside them."""
-    diverged = diverged_beside(results, group)
+    diverged = results.diverged_beside(group)
     return f"{group.n}" + (f" ({diverged} more diverged)" if diverged else "")
-
-
-def diverged_beside(results: StudyResults, group: Group) -> int:
-    """Number of diverged runs of the same experiment, variant, origin and parameters.
-
-    Args:
-        results: the study.
-        group: whose.
-    """
-    diverged = [record for record in results.records.values() if record.status == "diverged"]
-    cell = (group.experiment, group.variant, group.origin)
-    return sum(
-        (record.experiment, record.variant, record.origin) == cell and deciding_parameters(record) == group.parameters
-        for record in diverged
-    )
 
 
 def _changes(results: StudyResults) -> dict[str, str]:
@@ -432,31 +418,6 @@ def runs_table(results: StudyResults) -> ReportTable:
     """
     rows = [[str(cell) for cell in row] for row in results.runs.itertuples(index=False)]
     return ReportTable(stem="runs", columns=list(results.runs.columns), rows=rows, values=results.runs)
-
-
-def write_tables(results: StudyResults, report_folder: Path) -> list[Path]:
-    """Write every table: ``tables/*.tex|csv`` and ``metrics_comparison_4exp.tex``.
-
-    Args:
-        results: the study.
-        report_folder: ``report/<study>``.
-
-    Returns:
-        The files.
-    """
-    folder = report_folder / "tables"
-    files: list[Path] = []
-    for make in (comparison, contrast_table, not_in_results, precision_table, provenance_table):
-        files += make(results).save(folder)
-    files += runs_table(results).save(folder, "csv")
-    files += core_comparison(results).save(report_folder, "tex")
-    if results.quantized:
-        from vitfp8.analysis.quantization import quantization_table
-
-        files += quantization_table(results.quantized).save(folder)
-    if (notes := notes_table(results)).rows:
-        files += notes.save(folder)
-    return files
 
 
 def precision_summary(report: Mapping[str, Any]) -> ReportTable:

@@ -9,9 +9,21 @@ from typing import Any
 from vitfp8.analysis.after_training import QuantizedGroup, quantized_groups
 from vitfp8.analysis.contrasts import find_contrasts
 from vitfp8.analysis.escaping import one_line
-from vitfp8.analysis.results import Group, StudyResults
+from vitfp8.analysis.grouping import Group
+from vitfp8.analysis.quantization import quantization_table
+from vitfp8.analysis.results import StudyResults
 from vitfp8.analysis.statistics import describe
-from vitfp8.analysis.study_tables import METRIC_ROWS, comparison, contrast_table, not_in_results, notes_table, write_tables
+from vitfp8.analysis.study_tables import (
+    METRIC_ROWS,
+    comparison,
+    contrast_table,
+    core_comparison,
+    not_in_results,
+    notes_table,
+    precision_table,
+    provenance_table,
+    runs_table,
+)
 from vitfp8.home import at_home
 from vitfp8.record import backup_state
 
@@ -156,6 +168,21 @@ def summary_text(results: StudyResults) -> str:
     return "\n".join(parts)
 
 
+def _write_tables(results: StudyResults, report_folder: Path) -> list[Path]:
+    """Write every table: ``tables/*.tex|csv`` and ``metrics_comparison_4exp.tex``. Returns the files."""
+    folder = report_folder / "tables"
+    files: list[Path] = []
+    for make in (comparison, contrast_table, not_in_results, precision_table, provenance_table):
+        files += make(results).save(folder)
+    files += runs_table(results).save(folder, "csv")
+    files += core_comparison(results).save(report_folder, "tex")
+    if results.quantized:
+        files += quantization_table(results.quantized).save(folder)
+    if (notes := notes_table(results)).rows:
+        files += notes.save(folder)
+    return files
+
+
 def write_report_files(results: StudyResults, report_folder: str | Path | None) -> list[Path]:
     """Write tables, ``all_experiments_summary.json`` and ``RESULTS_SUMMARY.txt``; figures are written as they are shown.
 
@@ -169,7 +196,7 @@ def write_report_files(results: StudyResults, report_folder: str | Path | None) 
     if report_folder is None:
         return []
     folder = at_home(report_folder)
-    files = write_tables(results, folder)
+    files = _write_tables(results, folder)
     text = json.dumps(summary(results), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     for name, content in (("all_experiments_summary.json", text + "\n"), ("RESULTS_SUMMARY.txt", summary_text(results))):
         path = folder / name

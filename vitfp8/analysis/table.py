@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from vitfp8.analysis.escaping import csv_cell, escape_html, escape_latex, one_line
-from vitfp8.analysis.results import finite
+from vitfp8.analysis.values import finite
 
 #: MIME type under which a displayed table carries its data.
 TABLE_MIME = "application/vnd.vitfp8.table+json"

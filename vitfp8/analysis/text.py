@@ -12,7 +12,8 @@ from vitfp8.analysis.after_training import QuantizedGroup, quantized_groups, way
 from vitfp8.analysis.contrasts import ENDPOINTS, FALLBACK, IMPORTED_ENDPOINTS, PRIMARY, Contrast, find_contrasts
 from vitfp8.analysis.escaping import escape_markdown as md
 from vitfp8.analysis.escaping import one_line
-from vitfp8.analysis.results import IMPORTED_CAVEATS, Group, StudyResults, finite, group_label
+from vitfp8.analysis.grouping import Group, group_label
+from vitfp8.analysis.results import IMPORTED_CAVEATS, StudyResults
 from vitfp8.analysis.statistics import (
     LEAST_SEEDS_FOR_A_TEST,
     binomial_standard_error,
@@ -20,8 +21,8 @@ from vitfp8.analysis.statistics import (
     least_p,
     wilson_interval,
 )
-from vitfp8.analysis.study_tables import diverged_beside
 from vitfp8.analysis.table import number
+from vitfp8.analysis.values import finite
 from vitfp8.catalog import AUGM_BUNDLE, AUGMENTATION_LEVELS, DATASETS, PRECISIONS, label_of
 from vitfp8.record import RunRecord
 
@@ -353,7 +354,7 @@ def _outcome(results: StudyResults, group: Group) -> str:
             f"{'gap to the training accuracy while training' if group.imported else 'generalisation gap'} "
             f"{number(gap.mean, 100)} points"
         )
-    if diverged := diverged_beside(results, group):
+    if diverged := results.diverged_beside(group):
         parts.append(f"{diverged} more {'run' if diverged == 1 else 'runs'} diverged")
     return (", ".join(parts) if parts else "no accuracy is recorded") + "."
 

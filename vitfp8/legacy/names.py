@@ -44,8 +44,7 @@ ASSUMED: Mapping[str, str] = MappingProxyType(
     {
         "exp3_fp16_fixed": (
             "That this folder is AugmFP16 is assumed: the FP8 test that followed it quantised AugmFP16, and none of its files "
-            "says which augmentation it had. If it was basic augmentation without the bundle, import it with "
-            "--as exp3_fp16_fixed=BaseFP16."
+            "states the augmentation. If it was basic, without the bundle, import it with --as exp3_fp16_fixed=BaseFP16."
         ),
     }
 )
@@ -64,7 +63,7 @@ _PROJECT: Mapping[str, Any] = MappingProxyType(
     }
 )  # fmt: skip
 
-#: Where the earlier project worked differently; the note of every imported run holds these sentences.
+#: Where the earlier project worked differently; the provenance of every imported run holds these sentences.
 CAVEATS: tuple[str, ...] = (
     "The best epoch was chosen on the test set: what the files call validation (val_acc, val_loss) is the test set, and the best "
     "of these accuracies is biased upwards. It is neither a validation nor a test accuracy of this project.",

@@ -91,8 +91,9 @@ def origin_table(record: RunRecord) -> ReportTable:
 
 
 def notes_table(record: RunRecord) -> ReportTable:
-    """The sentences of the run's note: caveats, assumptions, files that were not taken over."""
+    """Notes of the run (assumptions, files that were not taken over), then caveats of the earlier project as a whole."""
     sentences = [line for note in record.notes for line in str(note.get("text", "")).splitlines()]
+    sentences += record.provenance["imported"].get("caveats", [])
     rows = [[str(index), printable(line, 600)] for index, line in enumerate(sentences, 1)]
     return ReportTable(stem="notes", columns=["", "Note"], rows=rows)
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-import pickle
-import pickletools
 import re
 import statistics
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -50,10 +47,6 @@ _LARGEST_CONFIG = 64 * 1024
 #: A clock that goes back by at most this many seconds was set back (a time zone, summer time); by more, midnight has passed.
 _SET_BACK = 2 * 3600.0
 _TIME_OF_DAY = re.compile(r"([01]\d|2[0-3]):([0-5]\d):([0-5]\d)")
-
-#: Pickle instructions that call something.
-_CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "REDUCE", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
-
 
 _T = TypeVar("_T", bound=BaseModel)
 
@@ -309,7 +302,7 @@ def _clock(stamps: Sequence[str]) -> tuple[list[float], list[str]]:
     return [time - times[0] for time in times], notes
 
 
-# ------------------------------------------------------------------------------------------------ plan, FP8 tests, weights
+# ------------------------------------------------------------------------------------------------ plan and FP8 tests
 
 
 @dataclass
@@ -402,50 +395,3 @@ def read_quantization(tree: SourceTree, file: SourceFile) -> OldQuantization:
     )  # fmt: skip
     path = printable(path, 160) if path and path.strip() else None
     return OldQuantization({"test_acc": own, "test_loss": before.loss}, row, path)
-
-
-def read_checkpoint(tree: SourceTree, file: SourceFile) -> Mapping[str, float]:
-    """Epoch (as written, from 0 or 1) and accuracy of a checkpoint, as far as it states them.
-
-    It is read with ``weights_only=True``, which executes nothing.
-
-    Raises:
-        NotTakenError: it is damaged.
-        RefusedError: loading it would execute code.
-    """
-    import torch
-
-    try:
-        with tree.open(file.path) as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        called = re.search(r"\bGLOBAL (\S+)", str(error))
-        if called or _calls_something(tree, file):
-            raise RefusedError(printable(called[1], 80) if called else "code") from None
-        raise NotTakenError("is not a checkpoint, or was cut off") from None
-    except Exception as error:  # whatever a damaged archive makes torch raise
-        raise NotTakenError(f"is not a checkpoint, or was cut off ({type(error).__name__})") from None
-    values = {key: state.get(key) for key in ("epoch", "val_acc")} if isinstance(state, dict) else {}
-    found: dict[str, float] = {}
-    if isinstance(epoch := values.get("epoch"), int) and 0 <= epoch < 1_000_000:
-        found["epoch"] = epoch
-    accuracy = values.get("val_acc")
-    if isinstance(accuracy, torch.Tensor) and accuracy.numel() == 1:
-        accuracy = accuracy.item()
-    if isinstance(accuracy, float) and 0 <= accuracy <= 1:
-        found["val_acc"] = accuracy
-    return found
-
-
-class RefusedError(Exception):
-    """Loading a checkpoint would execute code; ``str(error)`` names what."""
-
-
-def _calls_something(tree: SourceTree, file: SourceFile) -> bool:
-    """Whether a bare pickle calls something; its instructions are listed, not executed."""
-    try:
-        with tree.open(file.path) as stream:
-            return any(step.name in _CALLS for step, _, _ in pickletools.genops(stream))
-    except Exception:  # not a pickle at all
-        return False

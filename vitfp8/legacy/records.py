@@ -1,4 +1,8 @@
-"""From a folder of an earlier project to the record of a run, with one note that says what is known, what is not, and why."""
+"""From a folder of an earlier project to the record of a run.
+
+The record has one note on what is known of this run and what is not. What holds for the earlier project as a whole stands in
+its provenance as ``caveats``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 from vitfp8.catalog import label_of, row_of
 from vitfp8.errors import InputError, printable
+from vitfp8.legacy.checkpoints import RefusedError, read_checkpoint
 from vitfp8.legacy.hardware import Series, hardware_of
 from vitfp8.legacy.names import (
     ASSUMED,
@@ -33,9 +38,7 @@ from vitfp8.legacy.reader import (
     QUANTIZED,
     TIMING,
     NotTakenError,
-    RefusedError,
     Stated,
-    read_checkpoint,
     read_config,
     read_gpu,
     read_history,
@@ -170,14 +173,17 @@ class _OldRun:
 
     def read(self, experiment: str, *, assumed: bool) -> ImportedRun:
         """The folder as a run of an experiment; ``assumed``: the user did not name it. Raises `_LeftError`."""
+        self._read_checkpoints()
         if is_quantization(experiment):
             record, notes = self._quantization()
+            caveats = [CAVEATS[0], FP8_TEST_MEANS, CAVEATS[2], EVALUATED_IN_FP32]
         else:
             self.read_stated()
             record, notes = self._training(experiment, assumed=assumed)
+            caveats = [*CAVEATS, *([EVALUATED_IN_FP32] if record.parameters["precision"] == "fp16" else [])]
         time = now()
         record.notes = [{"time": time, "text": "\n".join(notes + self.not_taken)}]
-        record.provenance = {"imported": self._about(time)}
+        record.provenance = {"imported": self._about(time) | {"caveats": caveats}}
         kept = [file for file in self.files if file.path not in self.refused]
         return ImportedRun(self.folder, record, kept, self.not_taken)
 
@@ -232,10 +238,8 @@ class _OldRun:
                 f"its learning rates show no warm-up, so it is not {label_of(experiment)}; if it is {label_of('BaseFP16')}, "
                 f"say so: --as {name}=BaseFP16"
             )
-        self._read_checkpoints()
         notes = [ASSUMED[name]] if assumed and name in ASSUMED and stated.augmentation is None else []
         notes += [OLD_FP16_NOTE] if experiment == OLD_FP16 else []
-        notes += CAVEATS
         status: Any
         reason: str | None
         if history.diverged:
@@ -247,7 +251,6 @@ class _OldRun:
         done = len(history.rows)
         planned = stated.epochs or (done if status == "completed" else None)
         parameters = known_parameters(experiment, folder=name, epochs=planned)
-        notes += [EVALUATED_IN_FP32] if parameters["precision"] == "fp16" else []
         notes.append(self._where_known(parameters))
         series = self._series()
         notes += [note for one in series for note in one.notes]
@@ -288,10 +291,7 @@ class _OldRun:
         last = max((int(values.get("epoch", 0)) for values in self.checkpoints.values()), default=0)
         if last > epochs:
             return "interrupted", f"a checkpoint is of epoch {last}, and the history ends with epoch {epochs}; {unknown}"
-        notes.append(
-            f"{FINAL}: {unknown}; the run counts as completed with the {epochs} epochs that are there, although the earlier "
-            "trainer wrote this file after an error too."
-        )
+        notes.append(f"{FINAL}: {unknown}; the run counts as completed with its {epochs} epochs.")
         return "completed", None
 
     def _where_known(self, parameters: Mapping[str, Any]) -> str:
@@ -335,7 +335,6 @@ class _OldRun:
 
     def _quantization(self) -> tuple[RunRecord, list[str]]:
         """The record of an FP8 test, and what its note says."""
-        self._read_checkpoints()
         file = next((file for name in QUANTIZED if (file := self._file(name)) is not None), None)
         if file is None:
             raise _LeftError(f"holds no result of an FP8 test ({' or '.join(QUANTIZED)})")
@@ -359,7 +358,7 @@ class _OldRun:
             model={"name": "vit_tiny_patch16_224"} if known else {}, data={"name": "cifar10"} if known else {},
             source=source, quantization=[found.row],
         )  # fmt: skip
-        return record, [NO_FP8[found.row.format], CAVEATS[0], FP8_TEST_MEANS, CAVEATS[2], EVALUATED_IN_FP32, quantized]
+        return record, [NO_FP8[found.row.format], quantized]
 
     def _about(self, time: str) -> dict[str, Any]:
         """Where a run comes from: its old name, its files with digests, and the small texts among them."""

@@ -19,7 +19,7 @@ class _Statistics:
     def __init__(self) -> None:
         self.count = 0
         self.total = 0.0
-        self.greatest: Value = None
+        self.maximum: Value = None
 
     def add(self, value: Value) -> None:
         """Count a value in its column's unit; None is not counted."""
@@ -27,15 +27,15 @@ class _Statistics:
             return
         self.count += 1
         if isinstance(value, str):
-            self.greatest = max((value, self.greatest), key=_thermal_rank)
+            self.maximum = max((value, self.maximum), key=_thermal_rank)
             return
         self.total += value
-        if self.greatest is None or value > self.greatest:  # type: ignore[operator]
-            self.greatest = value
+        if self.maximum is None or value > self.maximum:  # type: ignore[operator]
+            self.maximum = value
 
     def mean(self) -> float | None:
         """Arithmetic mean in the column's unit (of a flag: the fraction of samples); None without a number."""
-        if not self.count or isinstance(self.greatest, str):
+        if not self.count or isinstance(self.maximum, str):
             return None
         return round(self.total / self.count, 4)
 
@@ -125,7 +125,7 @@ class Monitor:
     def samples(self) -> dict[str, list[Value]]:
         """Columns of equal length, one entry per kept sample, None where it was not measured.
 
-        ``seconds`` is the time since `start` by a clock that never jumps; units are the ends of the other names.
+        ``seconds`` is the time since `start` by a clock that never jumps; the other names end in their units.
         """
         with self._lock:
             return {name: list(column) for name, column in self._samples.items()}
@@ -148,7 +148,7 @@ class Monitor:
             for name, statistics in self._statistics.items():
                 if name != "thermal_pressure":
                     result[f"{name}_mean"] = statistics.mean()
-                result[f"{name}_max"] = statistics.greatest
+                result[f"{name}_max"] = statistics.maximum
             energies = self._energies()
             sources = {energy.source for energy in energies}
             result["energy_joules"] = round(sum(energy.joules for energy in energies), 3) if energies else None
@@ -167,7 +167,7 @@ class Monitor:
                 "taken": self._taken,
                 "stride": self._stride,
                 "samples": {name: list(column) for name, column in self._samples.items()},
-                "statistics": {name: [s.count, s.total, s.greatest] for name, s in self._statistics.items()},
+                "statistics": {name: [s.count, s.total, s.maximum] for name, s in self._statistics.items()},
                 "energies": [[energy.joules, energy.source, energy.covers] for energy in self._energies()],
             }
 
@@ -182,9 +182,9 @@ class Monitor:
                 return  # another machine, or other rights: its columns are not these
             self._samples.update({name: list(column) for name, column in earlier["samples"].items()})
             self._taken, self._stride = int(earlier["taken"]), int(earlier["stride"])
-            for name, (count, total, greatest) in earlier["statistics"].items():
+            for name, (count, total, maximum) in earlier["statistics"].items():
                 statistics = self._statistics[name]
-                statistics.count, statistics.total, statistics.greatest = count, total, greatest
+                statistics.count, statistics.total, statistics.maximum = count, total, maximum
 
     def _energies(self) -> list[Energy]:
         """Energy of all attempts, one entry per part of the machine; a part that an attempt could not measure is left out."""
@@ -229,18 +229,13 @@ class Monitor:
         """Whether any sample was slowed down; None when nothing tells."""
         answers: list[bool] = []
         if (cpu := self._statistics.get("thermal_pressure")) and cpu.count:
-            answers.append(cpu.greatest in THROTTLED_LEVELS)
+            answers.append(cpu.maximum in THROTTLED_LEVELS)
         if (gpu := self._statistics.get("gpu_throttled")) and gpu.count:
-            answers.append(bool(gpu.greatest))
+            answers.append(bool(gpu.maximum))
         return any(answers) if answers else None
 
     def _run(self, probes: ProbeSet, wake: threading.Event) -> None:
-        """The thread: sample at every tick until woken, then once more, then release the devices.
-
-        Args:
-            probes: what this measurement reads.
-            wake: set when it shall end.
-        """
+        """The thread: sample at every tick until ``wake`` is set, then once more, then release the devices."""
         try:
             for due in ticks(time.monotonic(), self.interval):
                 if wake.wait(max(0.0, due - time.monotonic())):

@@ -8,7 +8,6 @@ from vitfp8.record.finding import (
     find_run,
     notebook_of,
     read_source_run,
-    runs_there,
     source_run_command,
 )
 from vitfp8.record.frames import history_frame, load_history, load_quantization, load_runs, runs_frame
@@ -114,7 +113,6 @@ __all__ = [
     "run_folders",
     "run_log_of",
     "runs_frame",
-    "runs_there",
     "says_its_end",
     "source_run_command",
     "summary_line",

@@ -47,14 +47,14 @@ def find_run(run: str | Path, *, executed: Path | None = None) -> Path:
         what = "is not a file name"
     if text.endswith(".ipynb"):
         what = "there is no such notebook"
-    there = runs_there(executed)
+    there = _runs_there(executed)
     wanted = text.removeprefix(f"{executed}/").removesuffix(".ipynb").rstrip("/")
     near = [name for name in there if name.partition("/")[2] == wanted] or difflib.get_close_matches(wanted, there, n=1)
     way_out = f"did you mean {near[0]}?" if near else "`vitfp8 runs` lists what there is"
     raise InputError(f"run: {text!r}: {what}; {way_out}")
 
 
-def runs_there(executed: Path) -> list[str]:
+def _runs_there(executed: Path) -> list[str]:
     """Every ``<study>/<run>`` in the folder of the studies that has a notebook or a journal, sorted."""
     notebooks = {path.with_suffix("") for path in executed.glob("*/*.ipynb") if path.name != "analysis.ipynb"}
     journals = {path.parent for path in executed.glob(f"*/*/{JOURNAL}")}

@@ -71,8 +71,10 @@ def read_markdown(source: str) -> list[Node]:
 
 
 def read_html(source: str) -> list[Node]:
-    """Return the blocks of an HTML fragment; pandoc drops scripts and styles."""
-    return json.loads(_blocks(source, "html")) if source.strip() else []
+    """Return the blocks of an HTML fragment, without the tags that pandoc does not read, such as styles and scripts."""
+    blocks = json.loads(_blocks(source, "html")) if source.strip() else []
+    found: list[Node] = transform(blocks, lambda node: [] if node["t"] in ("RawBlock", "RawInline") else None)
+    return found
 
 
 def write_document(meta: Node, blocks: list[Node], *options: str) -> str:
@@ -147,9 +149,9 @@ def formula_is_safe(formula: str) -> bool:
     """Whether a TeX formula holds nothing but mathematics, so that it can neither act nor break the document.
 
     pandoc must understand all of it: its reader knows mathematical commands only, and macros are off. What TeX would still read
-    differently is refused here: comments, character codes, labels, and unbalanced or misplaced delimiters.
+    differently is refused here: comments, character codes, labels, colours, and unbalanced or misplaced delimiters.
     """
-    if re.search(r"\^\^|[%#$]|\\(?:label|tag|ref)\b|\n\s*\n", formula):
+    if re.search(r"\^\^|[%#$]|\\(?:label|tag|ref|color)\b|\n\s*\n", formula):
         return False
     if len(re.findall(r"\\left(?![A-Za-z])", formula)) != len(re.findall(r"\\right(?![A-Za-z])", formula)):
         return False

@@ -1,4 +1,4 @@
-"""The PDF: through LaTeX where TeX is on the machine, else through Typst, which comes from pip."""
+"""The PDF, through LaTeX where TeX is on the machine, else through Typst, which comes from pip."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vitfp8.errors import InputError
 from vitfp8.reporting.fonts import fonts_folder
 
-#: In the order of preference.
+#: In order of preference.
 TEX_PROGRAMS = ("xelatex", "tectonic")
-#: TeX may take long over its font caches at the first run, but not this long (seconds).
+#: The first run builds font caches and is slow, but not this slow (seconds).
 TEX_TIMEOUT = 600
 _MOST_RUNS = 5
+_PIPES: Any = {"stdin": subprocess.DEVNULL, "capture_output": True}
 _DEBIAN = "apt install texlive-xetex texlive-latex-extra texlive-fonts-recommended"
 
 
 class LatexError(InputError):
-    """LaTeX refused a document; the line says why, ``log`` holds everything that it said."""
+    """LaTeX refused a document: one line says why, and ``log`` is the complete log."""
 
     def __init__(self, message: str, log: str = "") -> None:
         super().__init__(message)
@@ -30,7 +32,7 @@ class LatexError(InputError):
 
 
 def find_tex() -> str | None:
-    """The TeX program of this machine: the path of xelatex or tectonic, or None."""
+    """Return the path of xelatex or tectonic, or None."""
     return next((path for name in TEX_PROGRAMS if (path := shutil.which(name))), None)
 
 
@@ -42,13 +44,10 @@ def has_typst() -> bool:
 
 
 def choose_engine(engine: str) -> str:
-    """The engine that makes the PDF: ``latex`` or ``typst``.
-
-    Args:
-        engine: ``auto`` (LaTeX where TeX is on the machine), ``latex`` or ``typst``.
+    """Return the engine that makes the PDF, ``latex`` or ``typst``; ``auto`` is LaTeX where TeX is on the machine.
 
     Raises:
-        InputError: no such engine, or it is not on this machine; the line names the command that installs it.
+        InputError: the engine is unknown, or missing on this machine; the line names the command that installs it.
     """
     if engine not in ("auto", "latex", "typst"):
         raise InputError(f"PDF engine {engine!r} is unknown; there are: auto, latex, typst")
@@ -62,16 +61,9 @@ def choose_engine(engine: str) -> str:
 
 
 def compile_latex(folder: Path, name: str = "report") -> Path:
-    """Compile ``<name>.tex`` in its folder until its references are stable.
+    """Compile ``<name>.tex`` in its folder until its references are stable, and return the PDF's path.
 
-    TeX may run no program and read nothing outside the folder but its own distribution.
-
-    Args:
-        folder: holds the text and everything that it includes.
-        name: the text's, without ending.
-
-    Returns:
-        The PDF's path, in the same folder.
+    TeX may run no program, and outside the folder it may read nothing but its own distribution.
 
     Raises:
         LatexError: with LaTeX's own reason on one line.
@@ -91,15 +83,7 @@ def compile_latex(folder: Path, name: str = "report") -> Path:
     before, output = "", ""
     for _ in range(1 if tectonic else _MOST_RUNS):
         try:
-            result = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=TEX_TIMEOUT,
-                check=False,
-            )
+            result = subprocess.run(command, cwd=folder, env=environment, check=False, timeout=TEX_TIMEOUT, **_PIPES)
         except subprocess.TimeoutExpired:
             raise LatexError(f"LaTeX did not finish {name}.tex within {TEX_TIMEOUT} s", output) from None
         log = folder / f"{name}.log"
@@ -115,7 +99,7 @@ def compile_latex(folder: Path, name: str = "report") -> Path:
 
 
 def _references(folder: Path, name: str) -> str:
-    """A digest of what LaTeX wrote for its next run."""
+    """Return a digest of what LaTeX wrote for its next run."""
     digest = hashlib.sha256()
     for ending in (".aux", ".out", ".toc"):
         path = folder / f"{name}{ending}"
@@ -124,7 +108,7 @@ def _references(folder: Path, name: str) -> str:
 
 
 def _reason(log: str) -> str:
-    """The first error of a LaTeX log, with the line of the text where it arose and, for a missing package, the way out."""
+    """Return the first error of a LaTeX log, with its line in the text and, for a missing package, the way out."""
     missing = re.search(r"File [`']([^'\n]+\.(?:sty|cls|def))' not found", log)
     if missing:
         return f"its package {missing.group(1)} is missing; {_DEBIAN}, or tlmgr install {Path(missing.group(1)).stem}"
@@ -140,12 +124,12 @@ def _reason(log: str) -> str:
 
 
 def compile_typst(text: str, files: Mapping[str, bytes], folder: Path) -> bytes:
-    """Compile a Typst text to a PDF, with the fonts that Typst itself and matplotlib bring.
+    """Compile a Typst text to a PDF, with the fonts of Typst and matplotlib.
 
     Args:
         text: the document.
         files: what it includes, by relative path.
-        folder: an empty folder to work in; the document reads nothing outside it.
+        folder: an empty folder to work in; the document cannot read outside it.
 
     Raises:
         InputError: with Typst's reason on one line.

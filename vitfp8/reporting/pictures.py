@@ -22,9 +22,8 @@ _FORMATS = {
 MIME_TYPES = {ending: name for name, (ending, _) in _FORMATS.items()}
 #: The text block of an A4 page with margins of 25 mm; a picture leaves room for its caption (points).
 _LINE, _HEIGHT = 455.0, 600.0
-#: Up to this height a picture is printed at its own size; a higher one is scaled down to this fraction at most. Taller than the
-#: last number even so, it moves to the top of a page.
-_LOW, _LEAST_SCALE, _TALL = 205.0, 0.75, 320.0
+#: Up to this height a picture is printed at its own size; a higher one is scaled down to this fraction at most.
+_LOW, _LEAST_SCALE = 190.0, 0.68
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +43,10 @@ class Picture:
         scale = min(1.0, _LINE / width, max(_LEAST_SCALE, _LOW / height), _HEIGHT / height)
         return round(scale * width / _LINE, 3)
 
-    @property
-    def is_tall(self) -> bool:
-        """Whether the picture takes so much of a page that text after it should come before it."""
+    def printed_height(self) -> float:
+        """Return the height at which the picture is printed, in points."""
         width, height = self._points()
-        return height * self.share_of_line() * _LINE / width > _TALL
+        return height * self.share_of_line() * _LINE / width
 
     def _points(self) -> tuple[float, float]:
         """Return width and height in points, as far as they are known."""

@@ -25,6 +25,8 @@ _OPTIONS = {
 }
 #: A table of so many lines is not broken across pages, and of a longer one at least so many stand before the break.
 _KEPT_TOGETHER = 16
+#: A figure of this height moves to the top of a page, and text after it goes first (points).
+_TALL = 300.0
 #: From so many headings on, HTML has a table of contents.
 _LEAST_CONTENTS = 4
 
@@ -126,7 +128,7 @@ class _Writer:
         """Return a figure that stands where it is; one that takes most of a page lets the text after it go first."""
         images = [image for part in node["c"][2] for image in part["c"] if image["t"] == "Image"]
         pictures = [self.document.pictures[int(image["c"][2][0].removeprefix("picture:"))] for image in images]
-        if not any(picture.is_tall for picture in pictures):
+        if sum(picture.printed_height() for picture in pictures) < _TALL:
             return [node]
         around = {
             "latex": (r"\begingroup\floatplacement{figure}{!tp}", r"\endgroup"),
@@ -152,7 +154,7 @@ class _Writer:
             else:
                 numbering = "" if part["c"][1][1] else "numbering: none"
                 breakable = "true" if lines > _KEPT_TOGETHER else "false"
-                sticky = ", sticky: true" if noted else ""
+                sticky = ", sticky: true" if noted and lines <= _KEPT_TOGETHER else ""
                 rules = f"#set figure({numbering}); #show figure: set block(breakable: {breakable}{sticky})"
                 blocks += [self._raw(f"#[{rules}"), part, self._raw("]")]
         return blocks

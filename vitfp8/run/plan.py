@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.errors import InputError, suggest
@@ -200,15 +199,6 @@ def plan_batch(
                 run = _with_source(run, params, planned, study_name, preset or study.preset)
             planned.append(run)
     return planned
-
-
-def kind_of(params: RunParams | QuantizeParams) -> Literal["run", "quantization"]:
-    """The kind of the record of a run: ``run`` of a training, ``quantization`` of a trained model.
-
-    Args:
-        params: of the run.
-    """
-    return "quantization" if isinstance(params, QuantizeParams) else "run"
 
 
 def _with_source(

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from vitfp8.analysis.figures.drawing import WIDTH, Figure, drawing, new_figure, plot_label
-from vitfp8.analysis.results import Group, StudyResults
+from vitfp8.analysis.grouping import Group
+from vitfp8.analysis.results import StudyResults
 
 #: Measure → its title, unit factor, and colour map.
 _MEASURES: Mapping[str, tuple[str, float, str]] = {

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from vitfp8.analysis.figures.drawing import WIDTH, Figure, drawing, new_figure, percent_axis, plot_label
 from vitfp8.analysis.figures.panels import epoch_axis, legend_below
-from vitfp8.analysis.results import finite
+from vitfp8.analysis.values import finite
 
 
 def run_curves(history: Sequence[dict[str, Any]], *, validation: str = "validation") -> Figure:

@@ -35,8 +35,10 @@ from vitfp8.analysis.figures.panels import (
     time_unit,
     words,
 )
+from vitfp8.analysis.grouping import Curve, Group
 from vitfp8.analysis.quantization import difference_figure
-from vitfp8.analysis.results import Curve, Group, StudyResults, finite
+from vitfp8.analysis.results import StudyResults
+from vitfp8.analysis.values import finite
 from vitfp8.home import at_home
 
 __all__ = [

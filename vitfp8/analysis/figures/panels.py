@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from vitfp8.analysis.disturbance import MARK
 from vitfp8.analysis.figures.drawing import WIDTH, Figure, percent_axis, plot_label
-from vitfp8.analysis.results import Curve, Group
+from vitfp8.analysis.grouping import Curve, Group
 from vitfp8.analysis.statistics import describe
 
 #: What a dagger means, in every legend that needs one.
