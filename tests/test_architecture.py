@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,48 @@ def all_modules() -> list[Path]:
 def test_imports_point_one_way(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     assert imported_rooms(path) - {room} <= MAY_IMPORT[room]
+
+
+def module_name(path: Path) -> str:
+    """Dotted name of a module of the package; a package's own name for its ``__init__``."""
+    parts = ("vitfp8", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, modules: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Module of the package and name that a file imports, inside functions too; what is only for type checkers is left out."""
+    for node in at_run_time(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (whole, "") if whole in modules else (node.module, alias.name)
+
+
+def at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below one, without the bodies of ``if TYPE_CHECKING``."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield child
+            yield from at_run_time(child)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    paths = {module_name(path): path for path in all_modules()}
+    sorter = graphlib.TopologicalSorter({name: {m for m, _ in imports_of(path, paths)} - {name} for name, path in paths.items()})
+    sorter.prepare()  # raises CycleError with the circle
+
+
+def test_no_private_name_leaves_its_module() -> None:
+    modules = [module_name(path) for path in all_modules()]
+    private = [
+        f"{path.relative_to(TOP)}: {module}.{name}"
+        for path in all_modules()
+        for module, name in imports_of(path, modules)
+        if name.startswith("_") and not name.startswith("__")
+    ]
+    assert private == []
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
