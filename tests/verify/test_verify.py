@@ -143,25 +143,6 @@ def spoil(path: Path, *, note: bool = False) -> None:
         path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n")
 
 
-def edit_stream(lab: Lab, old: str, new: str) -> None:
-    """Edit printed text."""
-    for output in lab.outputs():
-        if output["output_type"] == "stream" and old in "".join(output["text"]):
-            output["text"] = "".join(output["text"]).replace(old, new)
-            lab.save()
-            return
-    raise AssertionError(f"nothing prints {old}")
-
-
-def edit_table(lab: Lab, kind: str) -> None:
-    """Edit the test accuracy in the table of results."""
-    output = next(o["data"] for o in lab.outputs() if "best_val_acc" in "".join(o.get("data", {}).get(kind, "")))
-    text = "".join(output[kind])
-    output[kind] = re.sub(r"(test_acc(?:</th>\s*<td>| +))0\.\d+", r"\g<1>0.912345", text)
-    assert output[kind] != text
-    lab.save()
-
-
 def swap_cells(lab: Lab) -> None:
     """Two cells executed in the other order."""
     first, second = lab.cells()[3:5]
@@ -228,12 +209,6 @@ EDITS: dict[str, tuple[str, Callable[[Lab], object], str, str]] = {
         lambda lab: lab.sealed(flip_predictions, deterministic=True),
         "journal",
         r"metrics\.test_acc: 1\.0 in the notebook",
-    ),
-    "the same, as it is shown": (
-        BASE,
-        lambda lab: lab.sealed(flip_predictions, deterministic=True),
-        "outputs",
-        r"test accuracy \d+\.\d+ %",
     ),
     "best epoch": (BASE, lambda lab: lab.sealed(attribute("metrics", "best_epoch", value=7)), "figures", "best_epoch: 7 stands"),
     "gap": (BASE, lambda lab: lab.sealed(attribute("metrics", "generalization_gap", value=0.5)), "figures", "generalization_gap"),
@@ -309,20 +284,6 @@ EDITS: dict[str, tuple[str, Callable[[Lab], object], str, str]] = {
         "learning_rate: 0.002 in the injected-parameters cell, 0.1 in papermill's",
     ),
     "the injected cell": (BASE, edit_injected, "parameters", "learning_rate: 0.001 in the parameter cells, 0.002 in the record"),
-    "the printed summary": (
-        BASE,
-        lambda lab: edit_stream(lab, "test accuracy", "test accuracy 9"),
-        "outputs",
-        "it prints 'vitfp8 ",
-    ),
-    "a printed epoch": (BASE, lambda lab: edit_stream(lab, "val acc", "val acc 9"), "outputs", "it prints 'epoch 1/2"),
-    "the table as text": (
-        BASE,
-        lambda lab: edit_table(lab, "text/plain"),
-        "outputs",
-        r"\(text/plain\) shows .*test_acc 0\.912345",
-    ),
-    "the table as HTML": (BASE, lambda lab: edit_table(lab, "text/html"), "outputs", r"\(text/html\) shows .*test_acc 0\.912345"),
     "the order of cells": (BASE, swap_cells, "outputs", "code cell 5 was executed out of order"),
     "an error": (BASE, add_error, "outputs", "code cell 5 raised ValueError, though the run is completed"),
     "a second record": (BASE, add_second_record, "outputs", "2 records stand in it"),
@@ -405,7 +366,7 @@ def test_a_failure_is_exit_1_and_stands_in_the_json(study: Path) -> None:
     Lab().header("metrics", "test_acc", value=0.9)
     rows = json.loads(vitfp8("verify", "smoke", "BaseFP32-s0", "--json", check=1).stdout)
     assert {row["path"] for row in rows} == {str(STUDY / "BaseFP32-s0.ipynb")}
-    assert {"record", "figures", "journal", "outputs"} <= {row["subject"] for row in rows if row["level"] == "FAILED"}
+    assert {"record", "figures", "journal"} <= {row["subject"] for row in rows if row["level"] == "FAILED"}
 
 
 def test_what_may_be_missing_or_may_have_changed_is_a_note(study: Path) -> None:
