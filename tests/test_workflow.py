@@ -190,7 +190,7 @@ BAD_INPUT: list[tuple[tuple[str, ...], str]] = [
     (("-p", "dataset", "imagefolder", "-p", "data_dir", "nowhere"), "nowhere"),
     (("BaseFP23",), "did you mean BaseFP32?"),
     (("--skip", "AugmFP23"), "did you mean AugmFP32?"),
-    (("--study", "../outside"), "no folder name"),
+    (("--study", "../outside"), "not a folder name"),
     (("--seeds", "2", "-p", "seed", "3"), "contradicts"),
     (("-p", "run_folder", "/tmp/x"), "set by the runner"),
 ]

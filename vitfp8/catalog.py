@@ -206,8 +206,8 @@ def unused_knobs(precision: object) -> frozenset[str]:
 #: Scaling recipe of FP8 → what it does. `vitfp8.precision.recipes.RECIPES` is the table that acts.
 FP8_RECIPES: Mapping[str, str] = MappingProxyType(
     {
-        "tensorwise": "one scale a tensor, from its present largest value",
-        "delayed": "one scale a tensor, from the largest value of the last 1024 steps",
+        "tensorwise": "per-tensor scale, from its present largest value",
+        "delayed": "per-tensor scale, from the largest value of the last 1024 steps",
         "rowwise": "a scale for each row and output channel",
         "rowwise_with_gw_hp": "as rowwise, the weight gradient's product in high precision",
         "blockwise": "a scale for each 1×128 block, 128×128 for weights",

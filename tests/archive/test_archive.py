@@ -175,10 +175,10 @@ def refusals(source: Path, place: Path, tmp_path: Path) -> list[tuple[tuple[str 
         (("backup", source, tmp_path / "alias"), "itself"),
         (("backup", source / "smoke", tmp_path), "lies inside"),
         (("backup", tmp_path / "none", place), "there is no such folder"),
-        (("backup", source / "what is this.bin", place), "is no folder"),
+        (("backup", source / "what is this.bin", place), "is not a folder"),
         (("backup", tmp_path / "empty", tmp_path / "new"), "holds no file"),
         (("backup", source, tmp_path / "other"), "is not empty and no backup"),
-        (("backup", source, tmp_path / "other" / "file"), "is no folder"),
+        (("backup", source, tmp_path / "other" / "file"), "is not a folder"),
         (("backup", source, "/proc/backup"), "/proc"),
         (("backup", tmp_path / "small", place), "is the backup of"),
         (("backup", tmp_path / "huge", tmp_path / "new"), "8.0 TB are needed"),
@@ -521,7 +521,7 @@ def test_nothing_is_written_through_a_link_that_stands_in_the_way(source: Path, 
     shutil.rmtree(place / "files" / "smoke")
     (place / "files" / "smoke").symlink_to(outside)
     done = command("backup", source, place)
-    assert done.exit_code == 1 and "is no folder; move it away" in done.output and not any(outside.iterdir())
+    assert done.exit_code == 1 and "is not a folder; move it away" in done.output and not any(outside.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------- what is said of it

@@ -375,7 +375,7 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("--as", "exp9=BaseFP32"), "holds no such experiment's folder"),
     (("--as", "exp1_baseline=BaseFP32~../../x"), "is not a variant"),
     (("--as", "exp1_baseline=BaseFP32", "--as", "exp2_regularized=BaseFP32"), "tell them apart"),
-    (("--study", "../outside"), "no folder name"),
+    (("--study", "../outside"), "not a folder name"),
 ]
 
 

@@ -63,8 +63,8 @@ class Group:
         compiled: whether its models were compiled: their times compare with each other's only.
         precision: effective precision.
         style: how it is drawn.
-        runs: a row a run, of `load_runs`.
-        history: a row a run and epoch, of `load_history`.
+        runs: one row per run, of `load_runs`.
+        history: one row per run and epoch, of `load_history`.
     """
 
     experiment: str

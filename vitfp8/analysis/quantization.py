@@ -26,8 +26,8 @@ from vitfp8.record import RunRecord
 
 #: Granularity → what a table calls it, its colour and its marker: no figure depends on colour.
 _LOOKS: Mapping[str, tuple[str, str, str]] = {
-    "tensor": ("one scale a tensor", "#0072b2", "o"),
-    "channel": ("one scale a channel", "#e67e22", "s"),
+    "tensor": ("per-tensor scale", "#0072b2", "o"),
+    "channel": ("per-channel scale", "#e67e22", "s"),
     "mx": ("MX blocks of 32", "#2e7d32", "D"),
 }
 _IMPORTED_LOOK = ("imported, as an earlier project had it", "#525252", "h")
@@ -83,7 +83,7 @@ def _export_cell(way: Way) -> str:
 
 
 def quantization_table(records: Sequence[RunRecord], stem: str = "quantization") -> ReportTable:
-    """A row a way to quantise: accuracy, difference to the source with its test, what changed, and sizes.
+    """One row per way of quantising: accuracy, difference to the source with its test, what changed, and sizes.
 
     Args:
         records: of completed quantisations.

@@ -91,8 +91,8 @@ class StudyResults:
 
     Attributes:
         folder: ``executed/<study>``.
-        runs: a row a run, of `load_runs`, whatever its status.
-        history: a row a run and epoch, of `load_history`.
+        runs: one row per run, of `load_runs`, whatever its status.
+        history: one row per run and epoch, of `load_history`.
         records: training run → its record.
         problems: a line for each notebook that cannot be read.
         quantizations: quantisation after training → its record, whatever its status.

@@ -121,7 +121,7 @@ def _checked_source(source: Path) -> Path:
     if not source.exists():
         raise InputError(f"source: {shown(source)!r}: there is no such folder; `vitfp8 backup executed PLACE` copies all studies")
     if not source.is_dir():
-        raise InputError(f"source: {shown(source)!r}: is no folder; give the folder that holds it")
+        raise InputError(f"source: {shown(source)!r}: is not a folder; give the folder that holds it")
     return source.resolve()
 
 

@@ -232,7 +232,7 @@ def make_folders(root: Path, path: str) -> Path:
         path: relative, with ``/``.
 
     Raises:
-        ArchiveError: something that is no folder stands in the way.
+        ArchiveError: something that is not a folder stands in the way.
     """
     folder = root
     for part in path.split("/")[:-1]:
@@ -240,7 +240,7 @@ def make_folders(root: Path, path: str) -> Path:
         with suppress(FileExistsError):
             folder.mkdir()
         if folder.is_symlink() or not folder.is_dir():
-            raise ArchiveError(f"{shown(folder)}: is no folder; move it away, then the same command goes on")
+            raise ArchiveError(f"{shown(folder)}: is not a folder; move it away, then the same command goes on")
     return root / path
 
 
@@ -276,7 +276,7 @@ def check_room(place: Path, needed: int, spare: int = 0) -> None:
     """
     there = _nearest(place)
     if not there.is_dir():
-        raise InputError(f"{shown(place)}: {shown(there)} is no folder; give another place")
+        raise InputError(f"{shown(place)}: {shown(there)} is not a folder; give another place")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{shown(place)}: {shown(there)} cannot be written; check its permissions, or give another place")
     free = shutil.disk_usage(there).free + spare

@@ -154,7 +154,7 @@ def _check(store: Store, manifest: Manifest, entry: Entry, prefix: str, watch: W
     if not os.path.lexists(path):
         return f"{name}: missing"
     if path.is_symlink() or not path.is_file():
-        return f"{name}: altered: is no file any more"
+        return f"{name}: altered: is not a file any more"
     if (size := path.lstat().st_size) != entry.size:
         return f"{name}: altered: has {size} bytes instead of {entry.size}"
     try:
@@ -233,7 +233,7 @@ def restore(
 def _missing(target: Path, entries: list[Entry], stop: Callable[[], bool]) -> list[Entry]:
     """Entries that are not in a folder; files that differ, or stand in the way, are refused all together."""
     if os.path.lexists(target) and not target.is_dir():
-        raise InputError(f"{shown(target)}: is no folder; give another place")
+        raise InputError(f"{shown(target)}: is not a folder; give another place")
     missing, conflicts = [], []
     watch = Watch(stop=stop)
     for entry in entries:

@@ -191,7 +191,7 @@ class _Progress:
 
 
 def _batch_table(batch: Batch, title: str) -> Any:
-    """A batch as a table: one row a run."""
+    """A batch as a table: one row per run."""
     from rich.table import Table
 
     from vitfp8.record import record_from_journal

@@ -67,7 +67,7 @@ class BackupState:
 
 
 def walk(folder: Path, on_error: Callable[[OSError], None] = lambda error: None) -> Iterator[tuple[str, os.stat_result]]:
-    """What a backup of a folder looks at: everything below it that is no folder, sorted. Links are not followed.
+    """What a backup of a folder looks at: everything below it that is not a folder, sorted. Links are not followed.
 
     Args:
         folder: an existing folder.
@@ -152,7 +152,7 @@ def latest_backups(source: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_ledger(source: Path) -> list[dict[str, Any]]:
-    """The lines of a folder's ledger; what is no JSON object is passed over.
+    """The lines of a folder's ledger; lines that are not JSON objects are skipped.
 
     Args:
         source: the folder that was backed up.

@@ -94,14 +94,14 @@ def check_experiments(names: Sequence[str], where: str = "experiment") -> None:
 
 
 def check_study_name(name: str, where: str = "--study") -> str:
-    """Refuse a study name that is no plain folder name on every system: a study never leaves its folder.
+    """Refuse a study name that is not a plain folder name on every system: a study never leaves its folder.
 
     Args:
         name: what the user gave.
         where: how an error line begins.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", name) or name.endswith("."):
-        raise InputError(f"{where}: {shown(name)}: is no folder name; take letters, digits, '-', '_' and '.'")
+        raise InputError(f"{where}: {shown(name)}: is not a folder name; take letters, digits, '-', '_' and '.'")
     if _RESERVED.fullmatch(name):
         raise InputError(f"{where}: {shown(name)}: is the name of a device on Windows; take another")
     return name

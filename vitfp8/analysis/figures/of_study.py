@@ -394,7 +394,7 @@ FIGURES: tuple[FigureRow, ...] = (
     ),
     FigureRow(
         number=8, stem="08_gpu_power", title="GPU power", draw=gpu_power,
-        caption="Power and utilisation of the GPU over time, a line a run.",
+        caption="Power and utilisation of the GPU over time, one line per run.",
     ),
 )  # fmt: skip
 
