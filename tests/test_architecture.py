@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "vitfp8"
 
 #: Rooms that whatever prepares a model on data and records it needs.
-TRAINS = {"errors", "catalog", "params", "home", "record", "data", "model", "precision", "monitor", "memory"}
+TRAINS = {"errors", "files", "catalog", "params", "home", "record", "data", "model", "precision", "monitor", "memory"}
 
 #: Room → rooms that it may import. Anything else is a wall.
 MAY_IMPORT = {
@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "record": {"errors", "catalog", "params", "home"},
     "data": {"errors", "catalog", "params", "home"},
     "model": {"errors", "catalog", "params", "pretrained"},
-    "pretrained": {"errors", "params", "checkpoint"},
+    "pretrained": {"errors", "files", "params", "checkpoint"},
     "precision": {"errors", "catalog", "params"},
     "explore": {"errors", "precision", "params"},
     "monitor": {"errors", "params"},
@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "random_state": set(),
     "epoch": set(),
     "compilation": {"errors", "params", "precision"},
-    "trainer": {"errors", "params", "data", "model", "precision", "checkpoint", "compilation", "memory"}
+    "trainer": {"errors", "files", "params", "data", "model", "precision", "checkpoint", "compilation", "memory"}
     | {"epoch", "interrupt", "random_state"},
     "experiment": TRAINS | {"checkpoint", "trainer", "compilation", "determinism", "epoch"},
     "ptq": TRAINS | {"checkpoint", "determinism", "experiment", "files"},

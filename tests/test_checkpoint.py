@@ -15,8 +15,9 @@ import torch
 
 import vitfp8.checkpoint
 import vitfp8.trainer
-from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, first_sound, load_checkpoint, save_checkpoint
 from vitfp8.experiment import PreparedRun, prepare_experiment
+from vitfp8.files import file_digest
 from vitfp8.params import RunParams
 from vitfp8.record import RunJournal, RunRecord
 

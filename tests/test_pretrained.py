@@ -16,9 +16,10 @@ from torch import Tensor
 
 from tests.analysis.records import make_record, write_notebook
 from vitfp8.analysis.results import load_results
-from vitfp8.checkpoint import CheckpointError, file_digest
+from vitfp8.checkpoint import CheckpointError
 from vitfp8.errors import InputError
 from vitfp8.experiment import check_experiment, prepare_experiment
+from vitfp8.files import file_digest
 from vitfp8.model import check_model, create_model, model_facts, started_from
 from vitfp8.params import RunParams
 from vitfp8.run.plan import PlannedRun

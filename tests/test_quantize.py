@@ -22,9 +22,10 @@ from vitfp8.analysis import load_results
 from vitfp8.analysis import text as prose
 from vitfp8.analysis.figures.of_study import draw_figure
 from vitfp8.analysis.quantization import quantization_remark, quantization_table
-from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from vitfp8.errors import InputError
 from vitfp8.experiment import prepare_experiment
+from vitfp8.files import file_digest
 from vitfp8.model import create_model
 from vitfp8.params import Layer, RunParams, read_layer, validate
 from vitfp8.params.quantization import QuantizeParams

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from vitfp8 import trainer as trainer_module
-from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from vitfp8.errors import InputError
 from vitfp8.experiment import PreparedRun, check_experiment, prepare_experiment, summarize
+from vitfp8.files import file_digest
 from vitfp8.params import RunParams
 from vitfp8.precision.capability import compiler_for
 from vitfp8.record import RunJournal, RunRecord

@@ -7,7 +7,6 @@ whose digest is wrong or missing.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from vitfp8.errors import InputError
-from vitfp8.files import sync_folder
+from vitfp8.files import file_digest, sync_folder
 
 #: Layout of what `save_checkpoint` writes.
 CHECKPOINT_VERSION = 1
@@ -26,12 +25,6 @@ CHECKPOINT_VERSION = 1
 
 class CheckpointError(InputError):
     """A checkpoint is missing, damaged or of another run; the message names the file."""
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path, *, before: Path | None = None, flushed: bool = True) -> str:

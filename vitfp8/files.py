@@ -1,15 +1,16 @@
-"""Files that are whole at every instant: written aside, flushed to disk, moved into place."""
+"""Files that are whole at every instant: written to a temporary file, flushed to disk, renamed atomically. And their digests."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 from vitfp8.errors import InputError
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file so that there is always a whole one: aside in the same folder, synced, then moved into place.
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file atomically: a temporary file in the same folder, fsync, rename, fsync of the folder.
 
     Args:
         path: where; its folder must exist.
@@ -28,6 +29,12 @@ def write_whole(path: Path, data: bytes | str) -> None:
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_writable(folder: Path) -> None:

@@ -25,8 +25,8 @@ import torch
 from timm.models import _builder, get_pretrained_cfg
 from torch import Tensor, nn
 
-from vitfp8.checkpoint import file_digest
 from vitfp8.errors import InputError
+from vitfp8.files import file_digest
 
 #: Keys under which training programs keep the weights, in the order in which they are looked for; timm's averaged ones first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "encoder")

@@ -18,11 +18,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, flush, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, first_sound, flush, load_checkpoint, save_checkpoint
 from vitfp8.compilation import Compilation, compile_model, timed
 from vitfp8.data import ImageData, TrainBatches, eval_batches
 from vitfp8.epoch import EpochSums, Evaluation
 from vitfp8.errors import InputError
+from vitfp8.files import file_digest
 from vitfp8.interrupt import Interrupt
 from vitfp8.memory import explain_out_of_memory, peaks, start_peaks
 from vitfp8.model import decay_groups, started_from

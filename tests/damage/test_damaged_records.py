@@ -23,7 +23,8 @@ from vitfp8.analysis import study_tables as tables
 from vitfp8.analysis import text as prose
 from vitfp8.analysis.figures.of_health import study_health, study_steps
 from vitfp8.analysis.figures.of_study import FIGURES, draw_figure
-from vitfp8.checkpoint import CheckpointError, file_digest, first_sound, load_checkpoint, save_checkpoint
+from vitfp8.checkpoint import CheckpointError, first_sound, load_checkpoint, save_checkpoint
+from vitfp8.files import file_digest
 from vitfp8.record import (
     RunJournal,
     append_to_run_log,

@@ -569,7 +569,11 @@ def test_a_failing_analysis_leaves_the_earlier_one(study: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("smal", "no such study; did you mean small"), ("../small", "is not a folder name"), ("empty", "holds no executed notebook")],
+    [
+        ("smal", "no such study; did you mean small"),
+        ("../small", "is not a folder name"),
+        ("empty", "holds no executed notebook"),
+    ],
 )
 def test_a_study_that_is_not_there_is_refused_by_name(name: str, message: str, study: Path) -> None:
     (study / "executed" / "empty").mkdir()

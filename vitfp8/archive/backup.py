@@ -32,7 +32,7 @@ from vitfp8.archive.copying import (
 )
 from vitfp8.archive.manifest import LOCK, Entry, Manifest, Store, shown
 from vitfp8.errors import InputError
-from vitfp8.files import write_whole
+from vitfp8.files import write_atomically
 from vitfp8.record import is_live, now
 from vitfp8.record.backups import LEDGER, ledger_with, walk
 from vitfp8.record.journal import JOURNAL as RUN_JOURNAL
@@ -409,6 +409,6 @@ def _write_ledger(place: Path, held: Manifest, result: BackupResult) -> None:
     seen = {path: [entry.size, entry.mtime_ns] for path, entry in held.entries.items()}
     text = ledger_with(ledger.parent, place=str(place), time=held.started, files=result.files, size=result.size, seen=seen)
     try:
-        write_whole(ledger, text)
+        write_atomically(ledger, text)
     except OSError as error:
         result.notes.append(f"{shown(ledger)}: cannot be written ({error.strerror}): summaries will not know of this backup")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.errors import InputError
-from vitfp8.files import write_whole
+from vitfp8.files import write_atomically
 
 MANIFEST = "manifest.jsonl"
 FILES = "files"
@@ -137,7 +137,7 @@ class Manifest:
             path: where.
         """
         lines = [self.header(), *(self.entries[name].to_line() for name in sorted(self.entries))]
-        write_whole(path, "\n".join(lines) + "\n")
+        write_atomically(path, "\n".join(lines) + "\n")
 
 
 def read_manifest(path: Path) -> Manifest | None:

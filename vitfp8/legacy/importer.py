@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from vitfp8.archive.copying import check_room, on_disk
 from vitfp8.errors import InputError, printable
-from vitfp8.files import sync_folder, write_whole
+from vitfp8.files import file_digest, sync_folder, write_atomically
 from vitfp8.legacy.names import parse_renaming
 from vitfp8.legacy.notebook import notebook_text
 from vitfp8.legacy.records import ImportedRun, Imports, find_runs
@@ -200,7 +200,7 @@ def _write(item: PlannedImport, tree: SourceTree) -> None:
         _copy(tree, file, target)
     if item.action != "keep":
         item.run.record.run_folder = str(folder)
-        write_whole(item.output, notebook_text(item.run.record, item.output.name))
+        write_atomically(item.output, notebook_text(item.run.record, item.output.name))
 
 
 def _copy_others(imports: Imports, study: Path) -> Path | None:
@@ -216,7 +216,7 @@ def _copy_others(imports: Imports, study: Path) -> Path | None:
 
 def _copy(tree: SourceTree, file: SourceFile, target: Path) -> None:
     """Copy a file to a temporary one, read it back, compare digests, and rename it atomically."""
-    if target.is_file() and not target.is_symlink() and _digest(target) == file.sha256:
+    if target.is_file() and not target.is_symlink() and file_digest(target) == file.sha256:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]  # the name itself may be as long as a name can be
@@ -228,15 +228,9 @@ def _copy(tree: SourceTree, file: SourceFile, target: Path) -> None:
             copy.flush()
             os.fsync(copy.fileno())
         os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
-        if _digest(temporary) != file.sha256:
+        if file_digest(temporary) != file.sha256:
             raise OSError(f"{printable(file.path, 160)} has changed since it was read, or its copy is damaged; import again")
         temporary.replace(target)
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.errors import InputError
-from vitfp8.files import check_writable, write_whole
+from vitfp8.files import check_writable, write_atomically
 from vitfp8.legacy.names import variant_of
 from vitfp8.legacy.reader import COLUMNS, FINAL, GPU, GPU_COLUMNS, INTERRUPTED, LOAD, TIMING
 from vitfp8.record import RunRecord, find_run, load_records, read_record
@@ -79,7 +79,7 @@ def export_runs(runs: Sequence[tuple[Path, RunRecord]], output: Path) -> Exporte
     try:
         for target, text in planned.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, text)
+            write_atomically(target, text)
         for folder in done.runs:
             _remove_other(folder / "metrics", planned)
     except OSError as error:

@@ -12,10 +12,10 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from vitfp8.checkpoint import file_digest
 from vitfp8.data import check_dataset
 from vitfp8.determinism import device_facts
 from vitfp8.experiment import run_folder_of
+from vitfp8.files import file_digest
 from vitfp8.home import from_home
 from vitfp8.model import create_model
 from vitfp8.monitor import SystemMonitor

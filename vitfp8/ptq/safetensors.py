@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitfp8.errors import InputError
-from vitfp8.files import write_whole
+from vitfp8.files import write_atomically
 from vitfp8.ptq.schemes import QuantizedWeight, Scheme, block_layers, scale_bytes, scale_from_bytes
 
 #: Layout of the file, in its metadata.
@@ -60,7 +60,7 @@ def save_quantized(
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save(tensors, metadata))  # not save_file, whose files only their owner may read
+        write_atomically(path, save(tensors, metadata))  # not save_file, whose files only their owner may read
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be written ({error}); check disk space and permissions, or set export: false") from None
 

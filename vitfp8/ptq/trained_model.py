@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfp8.catalog import DATASETS, DEVICES
-from vitfp8.checkpoint import CheckpointError, file_digest, load_checkpoint
+from vitfp8.checkpoint import CheckpointError, load_checkpoint
 from vitfp8.data import ImageData, eval_batches
 from vitfp8.data.batches import augmentation_of
 from vitfp8.data.draws import fixed_order
 from vitfp8.determinism import set_determinism
 from vitfp8.errors import InputError
 from vitfp8.experiment import data_of
+from vitfp8.files import file_digest
 from vitfp8.home import at_home, run_command
 from vitfp8.memory import keep_freed_memory
 from vitfp8.model import create_model, model_facts

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.errors import InputError, printable, suggest
-from vitfp8.files import check_writable, write_whole
+from vitfp8.files import check_writable, write_atomically
 from vitfp8.home import from_home, run_command
 from vitfp8.run.locate import executed_folder, find_file, report_folder
 from vitfp8.run.locate import template as find_template
@@ -146,12 +146,12 @@ def execute_analysis(template: Path, study_folder: Path, report_folder: Path) ->
         if execution.error is not None:
             seen = ""
             if result.is_file():
-                write_whole(failed, result.read_bytes())
+                write_atomically(failed, result.read_bytes())
                 seen = f" (see {failed})"
             raise InputError(
                 f"the analysis of {study_folder} failed: {printable(execution.error, 300)}{seen}; what was there is unchanged"
             )
-        write_whole(kept, result.read_bytes())
+        write_atomically(kept, result.read_bytes())
         failed.unlink(missing_ok=True)
     return kept
 

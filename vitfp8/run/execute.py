@@ -32,7 +32,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from vitfp8.files import write_whole
+from vitfp8.files import write_atomically
 
 logging.getLogger("papermill").setLevel(logging.ERROR)
 
@@ -46,7 +46,7 @@ class _AtomicHandler(LocalHandler):
     def write(self, buf: str, path: str) -> None:
         """Write `buf` to `path`."""
         self._ensure_folder(path)
-        write_whole(Path(path), buf)
+        write_atomically(Path(path), buf)
 
     @staticmethod
     def _ensure_folder(path: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from vitfp8.errors import InputError, suggest
-from vitfp8.files import write_whole
+from vitfp8.files import write_atomically
 from vitfp8.record import JOURNAL, Remark, RunRecord, is_live, is_locked, load_records, now, remarks_of
 from vitfp8.run.locate import executed_folder
 from vitfp8.run.runner import Batch
@@ -71,7 +71,7 @@ class BatchFile:
         if said == self._said:
             return
         with suppress(OSError):
-            write_whole(self._path, json.dumps({"started": self._started, "message": said[1], "runs": runs}))
+            write_atomically(self._path, json.dumps({"started": self._started, "message": said[1], "runs": runs}))
             self._said = said
 
 

@@ -7,7 +7,6 @@ differ without anybody's doing (today's code and parameter files, a run folder t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from vitfp8.catalog import EXPERIMENTS
 from vitfp8.errors import InputError, suggest
+from vitfp8.files import file_digest
 from vitfp8.home import at_home
 from vitfp8.params import Layer, validate, why_no_text
 from vitfp8.params.quantization import parameters_of
@@ -348,7 +348,7 @@ def _checkpoints(run: _Run) -> Iterator[Found]:
         return
     foreign = run.journal is not None and run.own_journal is None  # executed again since, in the same run folder
     for path in sorted(folder.glob("*.pt")):
-        digest, note = sha256_of(path), path.with_name(path.name + ".sha256")
+        digest, note = file_digest(path), path.with_name(path.name + ".sha256")
         recorded = run.record.checkpoints.get(path.stem)
         if not note.is_file():
             yield "note" if digest == recorded else "FAILED", f"{path}: the file with its digest, {note.name}, is missing"
@@ -374,8 +374,8 @@ def _source(run: _Run) -> Iterator[Found]:
         file = run.folder / str((row.export or {}).get("file", ""))
         if row.export and not file.is_file():
             yield "note", f"{file} is not here"
-        elif row.export and sha256_of(file) != row.export.get("sha256"):
-            yield "FAILED", f"{file}: its SHA-256 is {shown(sha256_of(file))}, in the record {shown(row.export.get('sha256'))}"
+        elif row.export and file_digest(file) != row.export.get("sha256"):
+            yield "FAILED", f"{file}: its SHA-256 is {shown(file_digest(file))}, in the record {shown(row.export.get('sha256'))}"
     if not source:
         return
     places = [run.path.with_name(f"{source.get('run')}.ipynb"), at_home(str(source.get("path")))]
@@ -425,16 +425,6 @@ CHECKS: dict[str, Callable[[_Run], Iterator[Found]]] = {
 
 #: What applies to a record that was imported: its figures, digests and cells are those of another program.
 FOR_IMPORTED = ("record", "run log")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal.
-
-    Args:
-        path: the file.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -------------------------------------------------------------------------------------------------- beside each other

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from vitfp8.errors import InputError
+from vitfp8.files import file_digest
 from vitfp8.home import at_home
 from vitfp8.params import identity_of, idle_values
 from vitfp8.params.quantization import parameters_of
 from vitfp8.record import RecordError, RunRecord, code_digest_rule, incomparable_code, read_record
 from vitfp8.run.execute import Signals, execute
-from vitfp8.verify.checks import Check, sha256_of
+from vitfp8.verify.checks import Check
 from vitfp8.verify.figures import differences, shown
 
 #: What decides bits beside parameters and data: key of the provenance → what it is called.
@@ -197,7 +198,7 @@ def _different_weights(there: Path, here: Path) -> str | None:
     one, other = (folder / "checkpoints" / "last.pt" for folder in (there, here))
     if not (one.is_file() and other.is_file()):
         return None
-    if sha256_of(one) == sha256_of(other):
+    if file_digest(one) == file_digest(other):
         return ""
     import torch
 
