@@ -15,7 +15,7 @@ report: $(VENV)/.installed
 	$(BIN)/vitfp8 report $(basename $(notdir $(PRESET)))
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

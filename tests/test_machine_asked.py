@@ -20,10 +20,11 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from tests.conftest import TOP
-from vitfp8 import doctor, experiment, params
+from vitfp8 import doctor, experiment
 from vitfp8.cli import main
 from vitfp8.errors import InputError
 from vitfp8.params import RunParams, from_notebook
+from vitfp8.params import notebook as notebook_parameters
 from vitfp8.precision import capability
 from vitfp8.run import estimates, preflight
 
@@ -31,7 +32,7 @@ Make = Callable[..., RunParams]
 
 
 def test_windows_is_refused_by_commands_and_notebooks_in_one_line_that_names_wsl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(params, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(notebook_parameters, "sys", SimpleNamespace(platform="win32"))
     done = CliRunner().invoke(main, ["runs"])
     assert (done.exit_code, len(done.output.splitlines())) == (2, 1) and "WSL" in done.output
     with pytest.raises(InputError, match="Windows is not supported: install WSL"):

@@ -46,7 +46,7 @@ def test_the_papers_model_is_vit_tiny_with_its_known_size(smoke_params: Make) ->
     ("overrides", "part"),
     [
         ({"model": "vit_tinny_patch16_224"}, "did you mean vit_tiny_patch16_224"),
-        ({"model": "resnet18"}, "no Vision Transformer"),
+        ({"model": "resnet18"}, "is not a Vision Transformer"),
         ({"patch_size": None, "image_size": 20}, "not divisible by the patch size 16"),
         ({"embed_dim": 50, "num_heads": None}, "embed_dim|cannot be built|divisible"),
     ],

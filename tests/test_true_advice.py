@@ -9,7 +9,7 @@ import pytest
 from tests.analysis.records import make_record, write_study
 from vitfp8.errors import InputError
 from vitfp8.params import Layer, RunParams, read_layer, validate
-from vitfp8.record import best_weights, code_digest, read_record, read_source
+from vitfp8.record import best_weights, code_digest, read_record, read_source_run
 from vitfp8.record.deciding_code import CODE_DIGEST_RULE
 from vitfp8.run.plan import decide
 
@@ -34,7 +34,7 @@ def finished(tmp_path: Path, params: RunParams) -> Path:
 
 def test_a_finished_source_without_weights_is_run_again_with_force(finished: Path, params: RunParams) -> None:
     with pytest.raises(InputError, match="run it again: `vitfp8 run BaseFP32 --force`"):
-        read_source(finished, experiment="BaseFP32", seed=0, command="`vitfp8 run BaseFP32`")
+        read_source_run(finished, experiment="BaseFP32", seed=0, command="`vitfp8 run BaseFP32`")
     with pytest.raises(InputError, match="run it again with --force"):
         best_weights(finished, read_record(finished))
     assert decide(finished, params)[0] == "keep", "the command alone would do nothing"

@@ -556,7 +556,9 @@ def test_the_commands_list_and_report_a_study_of_imported_runs_alone(whole: Path
     renaming = [f"{NASTY}=BaseFP32~nasty", f"{NASTY}2=BaseFP32~off", f"{NASTY}3=BaseFP32~cut"]
     left = import_results(nasty_tree(whole / "nasty"), study="alone", renaming=renaming).imports.left
     listed = vitfp8("runs", "alone").output
-    assert all(run[:20] in listed for run in RUNS) and "validation is the test set" in listed and "\x1b" not in listed
+    assert (
+        all(run[:20] in listed for run in RUNS) and "the validation column shows the test set" in listed and "\x1b" not in listed
+    )
     files = make_report("alone")
     page = files["html"].read_text().replace("<wbr/>", "")
     assert "<script>alert" not in page and "\\input{:etc" not in files["latex"].read_text()

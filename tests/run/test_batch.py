@@ -76,7 +76,7 @@ def test_retries_try_a_failed_run_again_and_refused_input_is_not_tried_again(pro
     assert marker.read_text() == "xx" and "try again" in done.stdout
     assert read_record(project / "executed/smoke/BaseFP32-s0.ipynb").status == "completed"
 
-    refusing = f"pathlib.Path({str(marker)!r}).open('a').write('y'); from vitfp8.params import InputError; raise InputError('no')"
+    refusing = f"pathlib.Path({str(marker)!r}).open('a').write('y'); from vitfp8.errors import InputError; raise InputError('no')"
     in_template(project, "train.ipynb", json.dumps(deadly)[1:-1], "import pathlib; " + refusing)
     assert "InputError: no" in vitfp8("run", "AugmFP32", *SMOKE, "--retries", "2", check=1).stdout
     assert marker.read_text() == "xxy"
